@@ -1,0 +1,59 @@
+# Two commands matter: make demo, make test. Both set up what they need. Everything is Python in hack/; this file only names it.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+NAME ?= demo
+GPUS ?= 1
+export PYTHONPATH := operator:exporters:hack
+export PYTHONDONTWRITEBYTECODE := 1
+# Evaluated once, when first needed: make help needs no tools.
+PY = $(eval PY := $$(shell hack/bootstrap))$(if $(PY),$(PY),$(error the tool environment could not be made))
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo "  NAME=demo    the cluster's name: clusters stand beside each other"
+	@echo "  GPUS=1       nvidia.com/gpu that its node says it has"
+
+.PHONY: demo
+demo: ## the main job on a real cluster: export, serve, split, promote, roll back
+	@$(PY) -m demo --name $(NAME)
+
+.PHONY: test
+test: lint test-unit e2e ## everything: lint, unit tests, a whole cluster
+
+.PHONY: up
+up: ## a development cluster with everything on it, Perch too
+	@$(PY) -m devcluster up --name $(NAME) --gpus $(GPUS)
+
+.PHONY: down
+down: ## remove the cluster NAME, every process and file of it
+	@$(PY) -m devcluster down --name $(NAME)
+
+.PHONY: shell
+shell: ## a shell with KUBECONFIG, kubectl and helm for the cluster NAME
+	@$(PY) -m devcluster shell --name $(NAME)
+
+.PHONY: lint
+lint: ## ruff, mypy, import contracts
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy -p perch -p perch_exporter -p devcluster
+	@$(dir $(PY))lint-imports
+
+.PHONY: test-unit
+test-unit: ## unit tests, and API tests against a real API server
+	@$(PY) -m pytest tests/unit tests/api tests/chart
+
+.PHONY: e2e
+e2e: ## end-to-end tests on a cluster of their own (NAME=test)
+	@$(PY) -m pytest tests/e2e
+
+.PHONY: bench
+bench: ## measure; the figures go to docs/benchmarks.md by hand
+	@$(PY) -m bench --name bench
+
+.PHONY: generate
+generate: ## the CRD from the types, the API reference from the CRD
+	@$(PY) -m perch.crd > charts/perch/files/modeldeployments.serving.perch.dev.yaml
+	@$(PY) hack/apidocs.py > docs/api.md

@@ -1,0 +1,112 @@
+"""Architectures by name: what `convert` builds before the checkpoint's weights go in. Needs torch.
+
+`lenet5` is ours; `torchvision:<name>` is any classification model of torchvision, always with weights=None: nothing is
+ever downloaded here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import nn
+
+from perch_exporter.contract import Architecture, Reason
+from perch_exporter.failure import StepFailed
+
+TORCHVISION = "torchvision:"
+_OURS_TO_SET = {"weights", "progress", "init_weights", "transform_input"}
+
+
+class LeNet5(nn.Module):  # type: ignore[misc]  # torch is not where types are checked
+    """LeNet-5 for 28x28 grey images: float32 [N, 1, 28, 28] to logits [N, num_classes].
+
+    LeCun, Bottou, Bengio, Haffner: "Gradient-Based Learning Applied to Document Recognition", Proceedings of the IEEE
+    86(11), 1998, section II.B. As is usual since, C3 sees all of S2's maps, S2 and S4 average without weights of their
+    own, and the output is linear in place of radial basis functions. C1 pads by 2: the paper's inputs are 32x32.
+    """
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.c1 = nn.Conv2d(1, 6, kernel_size=5, padding=2)
+        self.c3 = nn.Conv2d(6, 16, kernel_size=5)
+        self.c5 = nn.Conv2d(16, 120, kernel_size=5)
+        self.f6 = nn.Linear(120, 84)
+        self.output = nn.Linear(84, num_classes)
+        self.pool = nn.AvgPool2d(2)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        s2 = self.pool(torch.tanh(self.c1(image)))
+        s4 = self.pool(torch.tanh(self.c3(s2)))
+        c5 = torch.tanh(self.c5(s4)).flatten(1)
+        logits: torch.Tensor = self.output(torch.tanh(self.f6(c5)))
+        return logits
+
+
+def build_model(architecture: Architecture, checkpoint_keys: Collection[str]) -> nn.Module:
+    """The module in eval mode, with weights of no meaning. Raises UnknownArchitecture or InvalidParameters.
+
+    `checkpoint_keys` settle what both forms of one model differ in and nobody wants to state by hand: GoogLeNet's and
+    Inception's auxiliary heads serve training only, so a checkpoint may have them or not.
+    """
+    factory = _factory(architecture.name)
+    arguments = {_snake(name): value for name, value in architecture.parameters.items()}
+    _refuse_unknown(architecture, factory, arguments)
+    if architecture.name in (TORCHVISION + "googlenet", TORCHVISION + "inception_v3"):
+        arguments.setdefault("aux_logits", any(key.lower().startswith("aux") for key in checkpoint_keys))
+        # Their own initialization takes half a minute on the CPU, for numbers that the checkpoint replaces.
+        arguments["init_weights"] = False
+    try:
+        return factory(**arguments).eval()
+    except Exception as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in architecture.parameters.items()) or "none"
+        raise StepFailed(
+            Reason.INVALID_PARAMETERS,
+            f"architecture {architecture.name} does not take its parameters ({given}): {type(error).__name__}: {error}",
+        ) from error
+
+
+def _factory(name: str) -> Callable[..., nn.Module]:
+    if name == "lenet5":
+        return LeNet5
+    import torchvision.models
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    short = name.removeprefix(TORCHVISION)
+    if short not in known:
+        near = difflib.get_close_matches(short, known, n=3)
+        hint = (
+            f"did you mean {' or '.join(near)}?" if near else f"there are lenet5 and torchvision:<{', '.join(known)}>"
+        )
+        raise StepFailed(
+            Reason.UNKNOWN_ARCHITECTURE,
+            f"torchvision {torchvision.__version__} has no classification model named {short}; {hint}",
+        )
+    builder: Callable[..., nn.Module] = torchvision.models.get_model_builder(short)
+    return lambda **arguments: builder(weights=None, progress=False, **arguments)
+
+
+def _refuse_unknown(architecture: Architecture, factory: Callable[..., Any], arguments: Collection[str]) -> None:
+    """torchvision's builders end in **kwargs: some swallow what they do not know, so nothing odd may reach them."""
+    refused = sorted(_OURS_TO_SET.intersection(arguments))
+    if factory is LeNet5:
+        refused += sorted(set(arguments) - set(inspect.signature(LeNet5).parameters))
+    if refused:
+        raise StepFailed(
+            Reason.INVALID_PARAMETERS,
+            f"architecture {architecture.name} has no parameter {', '.join(_camel(name) for name in refused)}; "
+            "numClasses is the usual one",
+        )
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+def _camel(name: str) -> str:
+    head, *rest = name.split("_")
+    return head + "".join(part.title() for part in rest)

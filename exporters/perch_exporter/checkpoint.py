@@ -1,0 +1,152 @@
+"""Reads the checkpoint and puts its weights into the model. Needs torch; runs on bytes that nobody vouches for.
+
+Pickles are opened by torch's weights_only reader alone, which builds tensors and plain containers and calls nothing
+else. What it refuses is refused: there is no fallback here, and there must never be one.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from perch_exporter.contract import CheckpointFormat, Reason
+from perch_exporter.failure import StepFailed
+
+StateDict = Mapping[str, torch.Tensor]
+
+_NAMED_AT_MOST = 6
+_COUNTER = "num_batches_tracked"
+
+
+def read_state_dict(path: Path, form: CheckpointFormat) -> StateDict:
+    """Tensors by name, mapped from the file where its form allows. Raises UnsafeCheckpoint or CheckpointUnreadable."""
+    content = _read_safetensors(path) if form is CheckpointFormat.SAFE_TENSORS else _read_pickle(path)
+    if not isinstance(content, Mapping) or not content:
+        raise StepFailed(
+            Reason.CHECKPOINT_UNREADABLE,
+            f"the checkpoint holds {_kind(content)} and not a state dict; save model.state_dict()",
+        )
+    strangers = [str(key) for key, value in content.items() if not _usable(key, value)]
+    if strangers:
+        raise StepFailed(
+            Reason.CHECKPOINT_UNREADABLE,
+            f"the checkpoint is not a plain state dict: {_some(strangers)} "
+            f"{'is' if len(strangers) == 1 else 'are'} no dense tensor under a text key; "
+            "save model.state_dict() alone, without optimizer or epoch around it",
+        )
+    return content
+
+
+def _usable(key: object, value: object) -> bool:
+    return (
+        isinstance(key, str)
+        and isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and not value.is_quantized
+    )
+
+
+def _read_safetensors(path: Path) -> object:
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise StepFailed(Reason.CHECKPOINT_UNREADABLE, f"the checkpoint is not a safetensors file: {error}") from error
+
+
+def _read_pickle(path: Path) -> object:
+    try:
+        # Only torch's zip form can be mapped; the one before version 1.6 is read into memory.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        words = str(error)
+        if "global" in words.lower() or "instantiate" in words or "class" in words:
+            raise StepFailed(Reason.UNSAFE_CHECKPOINT, _unsafe(words)) from error
+        raise StepFailed(Reason.CHECKPOINT_UNREADABLE, f"the checkpoint is not a pickle of torch's: {words}") from error
+    except Exception as error:  # torch raises whatever the broken bytes lead it to
+        raise StepFailed(
+            Reason.CHECKPOINT_UNREADABLE,
+            f"the checkpoint cannot be read as a state dict: {type(error).__name__}: {error}",
+        ) from error
+
+
+def _unsafe(words: str) -> str:
+    named = [line.strip() for line in words.splitlines() if "GLOBAL" in line or "global" in line or "class" in line]
+    cause = named[0] if named else words
+    return (
+        "the checkpoint holds more than tensors and was not opened, because unpickling it could run code "
+        f"({cause[:300]}); save it with safetensors.torch.save_file(model.state_dict(), …) and say format: SafeTensors"
+    )
+
+
+def load_model(build: Callable[[], nn.Module], weights: StateDict) -> nn.Module:
+    """The model with the checkpoint's weights, in FP32 and eval mode. Raises CheckpointMismatch, naming what differs.
+
+    The model is first built without memory (on torch's meta device), so a large one is not initialized for nothing.
+    """
+    with torch.device("meta"):
+        model = build()
+    expected = model.state_dict()
+    state = {key: value for key, value in weights.items() if not key.endswith(_COUNTER) or key in expected}
+    # Batch norm's counter serves training only, and old checkpoints lack it.
+    state |= {key: torch.tensor(0) for key in expected if key.endswith(_COUNTER) and key not in state}
+    _compare({key: tuple(t.shape) for key, t in expected.items()}, {key: tuple(t.shape) for key, t in state.items()})
+    model.load_state_dict(state, assign=True)
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        # Some networks keep computed tables outside their state dict; those need a real construction.
+        model = build()
+        model.load_state_dict(state)
+    return model.float().eval()
+
+
+def _compare(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> None:
+    missing = [key for key in expected if key not in given]
+    unexpected = [key for key in given if key not in expected]
+    differing = [key for key in expected if key in given and expected[key] != given[key]]
+    if missing or unexpected:
+        parts = [
+            f"{len(keys)} {name} ({_some(keys)})"
+            for name, keys in (("missing", missing), ("unexpected", unexpected))
+            if keys
+        ]
+        hint = "; all its keys begin with module., strip that before saving" if _wrapped(unexpected) else ""
+        raise StepFailed(
+            Reason.CHECKPOINT_MISMATCH,
+            f"the checkpoint's keys are not the architecture's: {' and '.join(parts)}{hint}",
+        )
+    if differing:
+        raise StepFailed(Reason.CHECKPOINT_MISMATCH, _shapes_differ(expected, given, differing))
+
+
+def _shapes_differ(
+    expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], differing: list[str]
+) -> str:
+    classes = {(given[key][:1], expected[key][:1]) for key in differing}
+    if len(classes) == 1 and all(given[key][1:] == expected[key][1:] for key in differing):
+        ((theirs, ours),) = classes
+        if theirs and ours:
+            return (
+                f"the checkpoint has {theirs[0]} classes and the architecture {ours[0]} (by {_some(differing)}); "
+                f"set architecture.parameters.numClasses to {theirs[0]}"
+            )
+    shapes = [f"{key}: checkpoint {list(given[key])}, architecture {list(expected[key])}" for key in differing]
+    return f"the checkpoint's shapes are not the architecture's: {_some(shapes)}"
+
+
+def _wrapped(keys: list[str]) -> bool:
+    return bool(keys) and all(key.startswith("module.") for key in keys)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
+    return ", ".join(name[:160] for name in names[:_NAMED_AT_MOST]) + more
+
+
+def _kind(content: object) -> str:
+    return "nothing" if isinstance(content, Mapping) else f"an object of type {type(content).__name__}"

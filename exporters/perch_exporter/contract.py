@@ -1,0 +1,456 @@
+"""The contract between the operator and the exporter: what goes into an export Job and what comes out of it.
+
+The operator writes `ExportRequest` and `DeleteRequest` and reads `Summary`; the exporter does the reverse. `Manifest`,
+`Claim` and `Figures` travel between the exporter's own steps. Nothing here may import torch, numpy, an object store's
+library or a Kubernetes client. JSON speaks camelCase, Python snake_case; unknown fields are refused on both sides, so
+that a field which one side does not know is an error and never silently dropped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from decimal import Decimal
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    StringConstraints,
+    model_validator,
+)
+from pydantic.alias_generators import to_camel
+
+SUMMARY_LIMIT = 3 * 1024
+"""Most bytes of a summary: the kubelet cuts a termination message at 4 KiB, and 12 KiB over all containers of a pod."""
+
+MANIFEST_LIMIT = 256 * 1024
+"""Most bytes of a manifest that a reader takes in: it lists a handful of files."""
+
+
+def _text(pattern: str, limit: int) -> StringConstraints:
+    return StringConstraints(pattern=pattern, min_length=1, max_length=limit)
+
+
+# URIs and versions are plain ASCII without quotes or backslashes: they go into summaries, whose size must be bounded.
+_URI = r"[A-Za-z0-9._~%!$&'()*+,;=:@/-]+$"
+StoreUri = Annotated[str, _text(r"^(s3://[a-z0-9]|file:///)" + _URI, 1024)]
+Endpoint = Annotated[str, _text(r"^https?://[A-Za-z0-9\[]" + _URI.replace("/-]", r"/\[\]-]"), 512)]
+Region = Annotated[str, _text(r"^[a-z0-9-]+$", 64)]
+Sha256 = Annotated[str, _text(r"^[0-9a-f]{64}$", 64)]
+Digest = Annotated[str, _text(r"^sha256:[0-9a-f]{64}$", 71)]
+Revision = Annotated[str, _text(r"^[0-9a-f]{8}$", 8)]
+DnsName = Annotated[str, _text(r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", 253)]
+ModelName = Annotated[str, _text(r"^[A-Za-z0-9][A-Za-z0-9._-]*$", 128)]
+TensorName = Annotated[str, _text(r"^[A-Za-z_][A-Za-z0-9_.-]*$", 128)]
+ToolVersion = Annotated[str, _text(r"^[A-Za-z0-9.+_-]+$", 64)]
+ArtifactPath = Annotated[str, _text(r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$", 512)]
+Tolerance = Annotated[str, _text(r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?$", 32)]
+"""A decimal number above 0, as text: JSON floats do not survive every client unchanged, and these are hashed."""
+
+Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Figure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Contract(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+    )
+
+    def to_json(self) -> str:
+        """One line of JSON; fields that are not set are left out."""
+        return self.model_dump_json(exclude_none=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Raises pydantic.ValidationError, which names every field that is wrong."""
+        return cls.model_validate_json(text)
+
+
+class Owner(_Contract):
+    """Whose artefact it is. `cluster` is a lasting name of the cluster: the UID of its namespace kube-system, say."""
+
+    cluster: DnsName
+    namespace: DnsName
+    name: DnsName
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name} of cluster {self.cluster}"
+
+
+class Location(_Contract):
+    """A place in an object store (`s3://bucket/key`) or, on a laptop, in the file system (`file:///path`)."""
+
+    uri: StoreUri
+    endpoint: Endpoint | None = None
+    region: Region | None = None
+
+
+class Destination(Location):
+    """The artefact's own full prefix: <repository>/<namespace>/<name>/<version>-<artifactRevision>."""
+
+
+class CheckpointFormat(StrEnum):
+    STATE_DICT = "StateDict"
+    SAFE_TENSORS = "SafeTensors"
+
+
+class Checkpoint(Location):
+    format: CheckpointFormat
+    sha256: Sha256
+
+
+ParameterValue = StrictBool | StrictInt | StrictFloat | StrictStr
+ParameterName = Annotated[str, _text(r"^[a-z][A-Za-z0-9]*$", 64)]
+
+
+class Architecture(_Contract):
+    """`lenet5`, or `torchvision:<name>`. Parameters are the constructor's, in camelCase: numClasses for num_classes."""
+
+    name: Annotated[str, _text(r"^(lenet5|torchvision:[a-z0-9_]+)$", 128)]
+    parameters: Annotated[Mapping[ParameterName, ParameterValue], Field(max_length=32)] = Field(default_factory=dict)
+
+
+class TensorSpec(_Contract):
+    """One input or output as clients see it, without the batch dimension; -1 is a dimension of any size."""
+
+    name: TensorName
+    data_type: Literal["FP32"]
+    shape: Annotated[tuple[Annotated[int, Field(ge=-1, le=2**20)], ...], Field(max_length=7)]
+
+    @model_validator(mode="after")
+    def _no_empty_dimension(self) -> Self:
+        if 0 in self.shape:
+            raise ValueError(f"{self.name}: a dimension is 1 or more, or -1 where it may have any size")
+        return self
+
+
+class Conversion(_Contract):
+    target: Literal["ONNX"] = "ONNX"
+    precision: Literal["FP32"] = "FP32"
+    opset: Annotated[int, Field(ge=18, le=23)] | None = None
+
+
+class ParityTolerance(_Contract):
+    """How far the artefact's answers may lie from the checkpoint's; `perch_exporter.parity` states the exact rule."""
+
+    absolute_tolerance: Tolerance = "1e-3"
+    relative_tolerance: Tolerance = "1e-3"
+
+    @model_validator(mode="after")
+    def _positive(self) -> Self:
+        for name, value in (("absolute", self.absolute_tolerance), ("relative", self.relative_tolerance)):
+            if Decimal(value) <= 0:
+                raise ValueError(f"{name}Tolerance {value} must be above 0: two FP32 programs never agree in every bit")
+        return self
+
+    @property
+    def absolute(self) -> float:
+        return float(self.absolute_tolerance)
+
+    @property
+    def relative(self) -> float:
+        return float(self.relative_tolerance)
+
+
+class Verification(_Contract):
+    parity: ParityTolerance = ParityTolerance()
+
+
+BatchSize = Annotated[int, Field(ge=1, le=65536)]
+
+
+class DynamicBatching(_Contract):
+    max_queue_delay_microseconds: Annotated[int, Field(ge=0, le=60_000_000)] = 0
+    preferred_batch_sizes: Annotated[tuple[BatchSize, ...], Field(max_length=16)] | None = None
+
+
+class InstanceKind(StrEnum):
+    AUTO = "AUTO"
+    CPU = "CPU"
+    GPU = "GPU"
+
+
+class Triton(_Contract):
+    """maxBatchSize 0: Triton neither batches nor bounds; clients send the batch as the first dimension either way."""
+
+    max_batch_size: Annotated[int, Field(ge=0, le=65536)]
+    dynamic_batching: DynamicBatching | None = None
+    instance_count: Annotated[int, Field(ge=1, le=256)] = 1
+    instance_kind: InstanceKind = InstanceKind.AUTO
+
+    @model_validator(mode="after")
+    def _batching_has_room(self) -> Self:
+        if self.dynamic_batching is None:
+            return self
+        if self.max_batch_size == 0:
+            raise ValueError("dynamicBatching needs maxBatchSize of 1 or more: Triton batches nothing where it is 0")
+        too_big = [size for size in self.dynamic_batching.preferred_batch_sizes or () if size > self.max_batch_size]
+        if too_big:
+            raise ValueError(f"preferredBatchSizes {too_big} are above maxBatchSize {self.max_batch_size}")
+        return self
+
+
+Tensors = Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=16)]
+
+
+class ExportRequest(_Contract):
+    schema_: Literal["perch.dev/export-request/v1"] = Field(default="perch.dev/export-request/v1", alias="schema")
+    owner: Owner
+    model_name: ModelName
+    version: Version
+    artifact_revision: Revision
+    checkpoint: Checkpoint
+    architecture: Architecture
+    inputs: Tensors
+    outputs: Tensors
+    conversion: Conversion = Conversion()
+    verification: Verification = Verification()
+    triton: Triton
+    destination: Destination
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [tensor.name for tensor in (*self.inputs, *self.outputs)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"inputs and outputs need names of their own; used twice: {', '.join(twice)}")
+        return self
+
+
+class DeleteRequest(_Contract):
+    schema_: Literal["perch.dev/delete-request/v1"] = Field(default="perch.dev/delete-request/v1", alias="schema")
+    owner: Owner
+    artifact_revision: Revision
+    destination: Destination
+
+
+class Verdict(StrEnum):
+    PASSED = "Passed"
+    FAILED = "Failed"
+    UNPROVABLE = "Unprovable"
+
+
+class Parity(_Contract):
+    """The worst figures over all outputs and batch sizes; figures are absent where they are not finite.
+
+    `spread` is that of the output with the largest absolute error.
+    """
+
+    verdict: Verdict
+    message: Annotated[str, Field(max_length=4096)] = ""
+    samples: Annotated[int, Field(ge=0)]
+    max_absolute_error: Figure | None = None
+    spread: Figure | None = None
+    max_relative_error: Figure | None = None
+    top1_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+class Tooling(_Contract):
+    torch: ToolVersion
+    onnx: ToolVersion
+    onnxruntime: ToolVersion
+    opset: Annotated[int, Field(ge=1, le=99)]
+
+
+class StepSeconds(_Contract):
+    fetch: Seconds | None = None
+    convert: Seconds | None = None
+    publish: Seconds | None = None
+
+
+class Figures(_Contract):
+    """What convert hands to publish beside the model; convert ran on somebody's bytes, so publish judges them again."""
+
+    schema_: Literal["perch.dev/figures/v1"] = Field(default="perch.dev/figures/v1", alias="schema")
+    parity: Parity
+    tooling: Tooling
+    seconds: Seconds
+
+
+class FileEntry(_Contract):
+    sha256: Sha256
+    size: Annotated[int, Field(ge=0)]
+
+
+class Manifest(_Contract):
+    """Written last, it makes an artefact visible; its own sha256 is the artefact's digest.
+
+    It carries no time of its own making: equal content must have an equal digest (the object's own date tells when).
+    """
+
+    FILE_NAME: ClassVar[str] = "manifest.json"
+
+    schema_: Literal["perch.dev/manifest/v1"] = Field(default="perch.dev/manifest/v1", alias="schema")
+    owner: Owner
+    model_name: ModelName
+    version: Version
+    artifact_revision: Revision
+    checkpoint_sha256: Sha256
+    files: Annotated[Mapping[ArtifactPath, FileEntry], Field(min_length=1, max_length=64)]
+    parity: Parity
+    tolerance: ParityTolerance
+    tooling: Tooling
+
+    def to_bytes(self) -> bytes:
+        """The one true form, whose sha256 is the digest: sorted keys, so that equal content gives equal bytes."""
+        content = self.model_dump(mode="json", exclude_none=True)
+        return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=True) + "\n").encode()
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(entry.size for entry in self.files.values())
+
+
+class Claim(_Contract):
+    """The first object of a prefix and the last to go: whose it is while there is no manifest, before or after."""
+
+    FILE_NAME: ClassVar[str] = "claim.json"
+
+    schema_: Literal["perch.dev/claim/v1"] = Field(default="perch.dev/claim/v1", alias="schema")
+    owner: Owner
+    artifact_revision: Revision
+
+
+class Reason(StrEnum):
+    """Why a step failed. Only the reasons in PASSING are worth another attempt with the same request."""
+
+    INVALID_REQUEST = "InvalidRequest"
+    CHECKSUM_MISMATCH = "ChecksumMismatch"
+    OBJECT_TOO_LARGE = "ObjectTooLarge"
+    CHECKPOINT_UNREADABLE = "CheckpointUnreadable"
+    CHECKPOINT_MISMATCH = "CheckpointMismatch"
+    UNSAFE_CHECKPOINT = "UnsafeCheckpoint"
+    UNKNOWN_ARCHITECTURE = "UnknownArchitecture"
+    INVALID_PARAMETERS = "InvalidParameters"
+    SHAPE_MISMATCH = "ShapeMismatch"
+    EXPORT_FAILED = "ExportFailed"
+    PARITY_FAILED = "ParityFailed"
+    PARITY_UNPROVABLE = "ParityUnprovable"
+    OUTPUT_REJECTED = "OutputRejected"
+    PREFIX_OWNED_BY_ANOTHER = "PrefixOwnedByAnother"
+    ARTIFACT_CORRUPT = "ArtifactCorrupt"
+    STORE_UNREACHABLE = "StoreUnreachable"
+    STORE_REFUSED = "StoreRefused"
+    ACCESS_DENIED = "AccessDenied"
+    BUCKET_NOT_FOUND = "BucketNotFound"
+    OBJECT_NOT_FOUND = "ObjectNotFound"
+    UNEXPECTED = "Unexpected"
+
+    @property
+    def retryable(self) -> bool:
+        return self in PASSING
+
+
+PASSING = frozenset(
+    {
+        Reason.STORE_UNREACHABLE,
+        Reason.STORE_REFUSED,
+        Reason.ACCESS_DENIED,
+        Reason.BUCKET_NOT_FOUND,
+        Reason.OBJECT_NOT_FOUND,
+        Reason.UNEXPECTED,
+    }
+)
+"""What may go away without a change of the request: a bucket, an object, a right or a network that comes later."""
+
+EXIT_DONE = 0
+EXIT_CRASHED = 1
+EXIT_PERMANENT = 3
+EXIT_PASSING = 4
+
+
+class Step(StrEnum):
+    FETCH = "fetch"
+    CONVERT = "convert"
+    PUBLISH = "publish"
+    DOWNLOAD = "download"
+    GOLDEN = "golden"
+    DELETE = "delete"
+
+
+class ErrorReport(_Contract):
+    reason: Reason
+    message: str
+    retryable: bool
+    step: Step
+
+
+class Outcome(StrEnum):
+    PUBLISHED = "Published"
+    ALREADY_PUBLISHED = "AlreadyPublished"
+    FAILED = "Failed"
+
+
+class Summary(_Contract):
+    """A step's termination message. `to_json` never gives more than SUMMARY_LIMIT bytes: it shortens the messages."""
+
+    schema_: Literal["perch.dev/summary/v1"] = Field(default="perch.dev/summary/v1", alias="schema")
+    outcome: Outcome
+    artifact_uri: StoreUri | None = None
+    artifact_digest: Digest | None = None
+    size_bytes: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    parity: Parity | None = None
+    tooling: Tooling | None = None
+    seconds: StepSeconds | None = None
+    error: ErrorReport | None = None
+
+    @model_validator(mode="after")
+    def _says_what_it_must(self) -> Self:
+        if (self.outcome is Outcome.FAILED) != (self.error is not None):
+            raise ValueError("error is there when, and only when, the outcome is Failed")
+        if self.outcome is not Outcome.FAILED and (self.artifact_uri is None or self.artifact_digest is None):
+            raise ValueError(f"{self.outcome} needs artifactUri and artifactDigest")
+        return self
+
+    def to_json(self) -> str:
+        text = super().to_json()
+        error_room, parity_room = 2 * SUMMARY_LIMIT, SUMMARY_LIMIT
+        while len(text.encode()) > SUMMARY_LIMIT:
+            # The parity's message goes first: where there is an error, its message says the same and more.
+            error_room, parity_room = int(error_room * 0.8), int(parity_room * 0.6)
+            text = self._shortened(error_room, parity_room).model_dump_json(exclude_none=True)
+        return text
+
+    def _shortened(self, error_room: int, parity_room: int) -> Summary:
+        update: dict[str, Any] = {}
+        if self.error:
+            update["error"] = self.error.model_copy(update={"message": shorten(self.error.message, error_room)})
+        if self.parity:
+            update["parity"] = self.parity.model_copy(update={"message": shorten(self.parity.message, parity_room)})
+        return self.model_copy(update=update)
+
+
+def shorten(text: str, limit: int) -> str:
+    """At most `limit` characters: the beginning and the end, since the cause often stands last."""
+    if len(text) <= limit:
+        return text
+    mark = " … "
+    if limit <= len(mark):
+        return ""
+    head = (limit - len(mark)) * 2 // 3
+    tail = limit - len(mark) - head
+    return text[:head].rstrip() + mark + text[len(text) - tail :].lstrip()
+
+
+DOCUMENTS: tuple[type[_Contract], ...] = (ExportRequest, DeleteRequest, Summary, Figures, Manifest, Claim)
+
+
+def json_schemas() -> dict[str, dict[str, Any]]:
+    """JSON schema of each document by its schema name. Rules between fields stand in the validators alone."""
+    return {
+        str(document.model_fields["schema_"].default): document.model_json_schema(by_alias=True)
+        for document in DOCUMENTS
+    }

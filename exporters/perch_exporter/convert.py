@@ -1,0 +1,199 @@
+"""Second step of the Job: checkpoint to ONNX, and the proof that both answer alike. The only step that imports torch.
+
+It runs on bytes that nobody vouches for, so it stands without credentials and without a network, and writes to the
+workspace's `output` alone. What it hands over is not trusted either: publish checks it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import nn
+
+from perch_exporter.architectures import build_model
+from perch_exporter.checkpoint import load_model, read_state_dict
+from perch_exporter.contract import ExportRequest, Figures, Parity, Reason, TensorSpec, Tooling, Verdict
+from perch_exporter.failure import StepFailed
+from perch_exporter.parity import Answers, judge
+from perch_exporter.samples import Array, Golden, Tensors, fits, make_inputs, sample_count, save_golden
+from perch_exporter.workspace import FIGURES, GOLDEN, MODEL, Workspace
+
+log = logging.getLogger(__name__)
+
+DEFAULT_OPSET = 18
+"""The exporter's own native opset, which every onnxruntime in a Triton of the last years reads."""
+
+_PROTOBUF_LIMIT = 2**31 - 2**20
+_OTHER_DYNAMIC = 256
+_UNEVEN_BATCH = 3
+
+
+def convert(request: ExportRequest, workspace: Workspace) -> None:
+    """Writes model.onnx, golden.npz and figures.json. Raises StepFailed; nothing usable is left behind then."""
+    started = time.monotonic()
+    workspace.output.mkdir(parents=True, exist_ok=True)
+    weights = read_state_dict(workspace.checkpoint, request.checkpoint.format)
+    log.info("read %d tensors from the checkpoint", len(weights))
+    model = load_model(lambda: build_model(request.architecture, weights.keys()), weights)
+    golden = _golden(request, model)
+    save_golden(golden, workspace.output / GOLDEN)
+    log.info("the checkpoint answers to %d samples", golden.samples)
+
+    path = workspace.output / MODEL
+    opset = request.conversion.opset or DEFAULT_OPSET
+    _export(request, model, golden, path, opset)
+    log.info(
+        "exported %d bytes of ONNX, opset %d, %.1f s so far", path.stat().st_size, opset, time.monotonic() - started
+    )
+
+    parity = _prove(request, model, golden, path)
+    log.info("parity %s: %s", parity.verdict, parity.message)
+    if parity.verdict is not Verdict.PASSED:
+        raise parity_failure(parity)
+    figures = Figures(parity=parity, tooling=_tooling(opset), seconds=round(time.monotonic() - started, 3))
+    (workspace.output / FIGURES).write_text(figures.to_json())
+
+
+def parity_failure(parity: Parity) -> StepFailed:
+    if parity.verdict is Verdict.UNPROVABLE:
+        hint = "are these trained weights? A larger verification.parity.relativeTolerance asks for less"
+        return StepFailed(Reason.PARITY_UNPROVABLE, f"parity cannot be proven: {parity.message}; {hint}", parity)
+    return StepFailed(
+        Reason.PARITY_FAILED, f"the exported model does not answer as the checkpoint does: {parity.message}", parity
+    )
+
+
+def _golden(request: ExportRequest, model: nn.Module) -> Golden:
+    inputs = make_inputs(request.inputs, request.artifact_revision, sample_count(request.inputs))
+    outputs = _ask_checkpoint(request, model, inputs)
+    for spec in request.outputs:
+        answered = outputs[spec.name].shape[1:]
+        if not fits(answered, spec.shape):
+            raise StepFailed(
+                Reason.SHAPE_MISMATCH,
+                f"the version's outputs say {spec.name} has shape {list(spec.shape)}, the checkpoint answers "
+                f"{list(answered)} (both without the batch dimension)",
+            )
+    return Golden(inputs, outputs)
+
+
+def _ask_checkpoint(request: ExportRequest, model: nn.Module, inputs: Tensors) -> dict[str, Array]:
+    try:
+        with torch.inference_mode():
+            answer = model(*(torch.from_numpy(inputs[spec.name]) for spec in request.inputs))
+    except Exception as error:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+        raise StepFailed(
+            Reason.SHAPE_MISMATCH,
+            f"architecture {request.architecture.name} does not take the version's inputs ({shapes}, batch first): "
+            f"{type(error).__name__}: {error}",
+        ) from error
+    tensors = list(answer) if isinstance(answer, tuple | list) else [answer]
+    if len(tensors) != len(request.outputs) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+        raise StepFailed(
+            Reason.SHAPE_MISMATCH,
+            f"the version names {len(request.outputs)} outputs and architecture {request.architecture.name} gives "
+            f"{len(tensors)}",
+        )
+    return {spec.name: tensor.numpy() for spec, tensor in zip(request.outputs, tensors, strict=True)}
+
+
+def _export(request: ExportRequest, model: nn.Module, golden: Golden, path: Path, opset: int) -> None:
+    size = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+    if size > _PROTOBUF_LIMIT:
+        raise StepFailed(
+            Reason.EXPORT_FAILED,
+            f"the weights take {size:,} bytes; models above 2 GiB in one ONNX file are not supported",
+        )
+    try:
+        program = torch.onnx.export(
+            model,
+            tuple(torch.from_numpy(golden.inputs[spec.name][:2]) for spec in request.inputs),
+            dynamo=True,
+            input_names=[spec.name for spec in request.inputs],
+            output_names=[spec.name for spec in request.outputs],
+            dynamic_shapes=tuple(_dynamic(spec) for spec in request.inputs),
+            opset_version=opset,
+            verbose=False,
+        )
+        if program is None:
+            raise RuntimeError("the exporter gave no program")
+        for node in program.model.graph.all_nodes():
+            # Stack traces with paths of this container: of no use to Triton, and they differ from build to build.
+            node.metadata_props.clear()
+        program.save(path, external_data=False)
+        onnx.checker.check_model(path)
+        written = program.model.opset_imports[""]
+        if written != opset:
+            raise RuntimeError(f"opset {opset} was asked for and {written} written; leave conversion.opset out")
+    except Exception as error:
+        cause = error.__cause__ or error
+        raise StepFailed(
+            Reason.EXPORT_FAILED,
+            f"torch {torch.__version__} cannot export {request.architecture.name} with the version's inputs: "
+            f"{type(cause).__name__}: {cause}",
+        ) from error
+
+
+def _dynamic(spec: TensorSpec) -> dict[int, object]:
+    """Which dimensions may have any size. DYNAMIC and not AUTO, which would quietly fix what the model fixes."""
+    dimension = torch.export.Dim.DYNAMIC
+    return {0: dimension} | {axis: dimension for axis, size in enumerate(spec.shape, start=1) if size == -1}
+
+
+def _prove(request: ExportRequest, model: nn.Module, golden: Golden, path: Path) -> Parity:
+    """Asks the file that will be published, at batches of one, of an odd number, and of all samples at once."""
+    session = _session(path)
+    names = [spec.name for spec in request.outputs]
+    cases = []
+    for batch in (1, _UNEVEN_BATCH, golden.samples):
+        cases.append(_case(session, names, golden, batch, ""))
+    if any(-1 in spec.shape for spec in request.inputs):
+        count = min(golden.samples, 4)
+        inputs = make_inputs(request.inputs, request.artifact_revision, count, _OTHER_DYNAMIC)
+        other = Golden(inputs, _ask_checkpoint(request, model, inputs))
+        cases.append(_case(session, names, other, count, f" with dynamic sizes of {_OTHER_DYNAMIC}"))
+    return judge(cases, request.verification.parity)
+
+
+def _case(session: onnxruntime.InferenceSession, names: list[str], golden: Golden, batch: int, note: str) -> Answers:
+    try:
+        actual = ask(session, names, golden.inputs, batch)
+    except Exception as error:
+        raise StepFailed(
+            Reason.EXPORT_FAILED,
+            f"the exported model does not run in batches of {batch}{note}, so the exporter fixed a size that should be "
+            f"dynamic: {error}",
+        ) from error
+    return Answers(golden.outputs, actual, f"{golden.samples} samples in batches of {batch}{note}")
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def ask(session: onnxruntime.InferenceSession, names: list[str], inputs: Tensors, batch: int) -> dict[str, Array]:
+    count = len(next(iter(inputs.values())))
+    parts = [
+        session.run(names, {name: array[start : start + batch] for name, array in inputs.items()})
+        for start in range(0, count, batch)
+    ]
+    return {name: np.concatenate([part[place] for part in parts]) for place, name in enumerate(names)}
+
+
+def _tooling(opset: int) -> Tooling:
+    return Tooling(
+        torch=importlib.metadata.version("torch"),
+        onnx=importlib.metadata.version("onnx"),
+        onnxruntime=importlib.metadata.version("onnxruntime"),
+        opset=opset,
+    )

@@ -1,0 +1,194 @@
+"""Sidecar of every Triton pod: the pod is Ready only when *this* Triton gives the checkpoint's answers.
+
+Replays the artefact's golden samples by gRPC and judges them by the parity rule with the manifest's own tolerance, so
+a rescheduled pod, on whatever GPU, proves itself again. Holds no credentials and reads only what init checked.
+"""
+
+from __future__ import annotations
+
+import http.server
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from perch_exporter.artifact import GOLDEN_KEY, parse_manifest
+from perch_exporter.contract import Manifest, Reason, Verdict
+from perch_exporter.download import local_path
+from perch_exporter.failure import StepFailed, one_line
+from perch_exporter.parity import Answers, judge
+from perch_exporter.samples import Array, Golden, Tensors, load_golden
+from perch_exporter.triton_config import parse_config
+
+log = logging.getLogger(__name__)
+
+PERIOD_SECONDS = 1.0
+_PROBE_TIMEOUT_SECONDS = 5.0
+# The first inference on a GPU loads kernels and tunes them; it may take most of a minute.
+_INFER_TIMEOUT_SECONDS = 120.0
+
+
+class Server(Protocol):
+    """What the check needs of a Triton; both calls may raise InferenceServerException."""
+
+    def is_ready(self) -> bool: ...
+
+    def infer(self, inputs: Tensors, outputs: list[str]) -> dict[str, Array]: ...
+
+
+@dataclass(frozen=True)
+class Readiness:
+    ready: bool
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What init brought: the manifest, the golden samples, and the batch size that Triton takes at most (0: any)."""
+
+    manifest: Manifest
+    golden: Golden
+    max_batch_size: int
+
+    @classmethod
+    def load(cls, root: Path) -> Artifact:
+        path = root / Manifest.FILE_NAME
+        if not path.exists():
+            raise StepFailed(Reason.ARTIFACT_CORRUPT, f"{path} is not there; did the download run?")
+        manifest = parse_manifest(path.read_bytes(), str(path))
+        config = parse_config((root / local_path(f"model/{manifest.model_name}/config.pbtxt")).read_text())
+        return cls(manifest, load_golden(root / local_path(GOLDEN_KEY)), config.max_batch_size)
+
+
+class TritonServer:
+    def __init__(self, address: str, manifest: Manifest) -> None:
+        self._client = triton.InferenceServerClient(address)
+        self._model, self._version = manifest.model_name, str(manifest.version)
+
+    def is_ready(self) -> bool:
+        return bool(self._client.is_model_ready(self._model, self._version, client_timeout=_PROBE_TIMEOUT_SECONDS))
+
+    def infer(self, inputs: Tensors, outputs: list[str]) -> dict[str, Array]:
+        tensors = []
+        for name, array in inputs.items():
+            tensor = triton.InferInput(name, list(array.shape), "FP32")
+            tensor.set_data_from_numpy(np.ascontiguousarray(array))
+            tensors.append(tensor)
+        answer = self._client.infer(
+            self._model,
+            tensors,
+            model_version=self._version,
+            outputs=[triton.InferRequestedOutput(name) for name in outputs],
+            client_timeout=_INFER_TIMEOUT_SECONDS,
+        )
+        return {name: np.asarray(answer.as_numpy(name)) for name in outputs}
+
+
+def check(artifact: Artifact, server: Server) -> Readiness:
+    """Replays every sample alone and in the largest batches that fit; raises InferenceServerException when cut off."""
+    golden = artifact.golden
+    largest = min(golden.samples, artifact.max_batch_size or golden.samples)
+    cases = [
+        Answers(golden.outputs, _replay(golden, server, batch), f"{golden.samples} samples in batches of {batch}")
+        for batch in sorted({1, largest})
+    ]
+    parity = judge(cases, artifact.manifest.tolerance)
+    whose = f"{artifact.manifest.model_name} version {artifact.manifest.version}"
+    if parity.verdict is Verdict.PASSED:
+        return Readiness(True, f"{whose} answers as its checkpoint does: {parity.message}")
+    return Readiness(False, f"{whose} does not answer as its checkpoint does: {parity.message}")
+
+
+def _replay(golden: Golden, server: Server, batch: int) -> dict[str, Array]:
+    parts = [
+        server.infer(
+            {name: array[start : start + batch] for name, array in golden.inputs.items()}, list(golden.outputs)
+        )
+        for start in range(0, golden.samples, batch)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in golden.outputs}
+
+
+@dataclass
+class Gate:
+    """Judged once each time the model becomes ready: a pass holds until the model goes away, and so does a mismatch."""
+
+    artifact: Artifact
+    server: Server
+    _state: Readiness = Readiness(False, "waiting for Triton to load the model")
+    _judged: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def state(self) -> Readiness:
+        with self._lock:
+            return self._state
+
+    def look(self) -> None:
+        """One pass: is the model there, and has it proven itself since it came?"""
+        try:
+            if not self.server.is_ready():
+                self._set(Readiness(False, "waiting for Triton to load the model"), judged=False)
+            elif not self._judged:
+                self._set(check(self.artifact, self.server), judged=True)
+        except InferenceServerException as error:
+            self._set(Readiness(False, one_line(f"Triton does not answer: {error.message()}")), judged=False)
+
+    def _set(self, state: Readiness, judged: bool) -> None:
+        if state != self._state:
+            log.info("%s: %s", "ready" if state.ready else "not ready", state.sentence)
+        with self._lock:
+            self._state, self._judged = state, judged
+
+
+def serve(gate: Gate, host: str, port: int) -> http.server.HTTPServer:
+    """Answers GET /ready (200 or 503, one sentence) and /live on a thread of its own, until shutdown() is called."""
+    server = http.server.ThreadingHTTPServer((host, port), _handler(lambda: gate.state))
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+    return server
+
+
+def _handler(state: Callable[[], Readiness]) -> type[http.server.BaseHTTPRequestHandler]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        timeout = 10  # seconds: a client that connects and says nothing must not hold a thread for ever
+
+        def do_GET(self) -> None:
+            if self.path == "/ready":
+                now = state()
+                self._answer(200 if now.ready else 503, now.sentence)
+            elif self.path == "/live":
+                self._answer(200, "the golden check is running")
+            else:
+                self._answer(404, "there are /ready and /live")
+
+        def _answer(self, status: int, sentence: str) -> None:
+            body = (sentence + "\n").encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "text/plain; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Probes come every second; they are not worth a line each."""
+
+    return Handler
+
+
+def run(artifact_root: Path, address: str, listen: tuple[str, int], stop: threading.Event) -> None:
+    """Until `stop` is set. Fails at once where the artefact cannot be read: waiting would not mend it."""
+    artifact = Artifact.load(artifact_root)
+    gate = Gate(artifact, TritonServer(address, artifact.manifest))
+    server = serve(gate, *listen)
+    log.info("checking %s against %d golden samples", address, artifact.golden.samples)
+    while not stop.is_set():
+        gate.look()
+        stop.wait(PERIOD_SECONDS)
+    server.shutdown()

@@ -1,0 +1,133 @@
+"""The parity gate: does the artefact answer as the checkpoint does? Pure numpy; convert, publish and golden all ask it.
+
+The rule. For each output, over N samples, in double precision:
+
+- The *spread* is how far the checkpoint's own answers lie apart: the largest range over the samples of any one element.
+- The *relative error* is the largest |artefact − checkpoint| divided by the spread. It must be at most the
+  relativeTolerance. An error as a share of the answer itself would prove nothing: on random weights mobilenet answers
+  1e-16 and inception_v3 1e8, and both must be judged by whether the answer still depends on the input in the same way.
+- The *absolute error* is that largest difference itself. It must be at most absoluteTolerance × max(1, spread): the
+  tolerance as it stands for answers of ordinary size, and in units of the spread for larger ones.
+- The gate is *Unprovable* where the answers to different samples are too alike: where the spread is itself little more
+  than FP32's rounding at the answers' size (64 ε max|answer|), or where the error is above the relativeTolerance but
+  within that rounding (16 ε max|answer|). Agreement would then prove nothing, and disagreement neither.
+- NaN or Inf on either side fails.
+
+With several outputs and batch sizes the worst figures stand. Top-1 agreement (outputs of two dimensions, at least two
+columns) is reported and not judged: a tie on meaningless inputs is no fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from perch_exporter.contract import Parity, ParityTolerance, Verdict
+from perch_exporter.samples import Array, Tensors
+
+_EPSILON = float(np.finfo(np.float32).eps)
+_ROUNDING = 16 * _EPSILON
+_LEAST_SPREAD = 64 * _EPSILON
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What checkpoint (`reference`) and artefact (`actual`) said to the same samples; `batch` is for the message."""
+
+    reference: Tensors
+    actual: Tensors
+    batch: str
+
+
+@dataclass(frozen=True)
+class _Judgement:
+    verdict: Verdict
+    message: str
+    absolute: float = 0.0
+    relative: float = 0.0
+    spread: float = 0.0
+    top1: float | None = None
+
+
+def judge(cases: Sequence[Answers], tolerance: ParityTolerance) -> Parity:
+    """The worst verdict over all cases and outputs, with the worst figures. `cases` holds at least one output."""
+    all_of_them = [
+        _judge_output(name, reference, case, tolerance) for case in cases for name, reference in case.reference.items()
+    ]
+    order = (Verdict.PASSED, Verdict.UNPROVABLE, Verdict.FAILED)
+    worst = max(all_of_them, key=lambda judgement: (order.index(judgement.verdict), judgement.relative))
+    furthest = max(all_of_them, key=lambda judgement: judgement.absolute)
+    relative = max(judgement.relative for judgement in all_of_them)
+    agreements = [judgement.top1 for judgement in all_of_them if judgement.top1 is not None]
+    return Parity(
+        verdict=worst.verdict,
+        message=worst.message,
+        samples=max(len(array) for case in cases for array in case.reference.values()),
+        max_absolute_error=_finite(furthest.absolute),
+        spread=_finite(furthest.spread),
+        max_relative_error=_finite(relative),
+        top1_agreement=min(agreements) if agreements else None,
+    )
+
+
+def within(parity: Parity, tolerance: ParityTolerance) -> bool:
+    """Whether the figures by themselves pass: for figures that somebody else wrote down."""
+    absolute, relative, extent = parity.max_absolute_error, parity.max_relative_error, parity.spread
+    if absolute is None or relative is None or extent is None:
+        return False
+    return relative <= tolerance.relative and absolute <= _allowed(extent, tolerance)
+
+
+def _allowed(extent: float, tolerance: ParityTolerance) -> float:
+    return tolerance.absolute * max(1.0, extent)
+
+
+def _finite(figure: float) -> float | None:
+    return figure if np.isfinite(figure) else None
+
+
+def _judge_output(name: str, reference: Array, case: Answers, tolerance: ParityTolerance) -> _Judgement:
+    actual = case.actual.get(name)
+    if actual is None or actual.shape != reference.shape:
+        answer = "is missing" if actual is None else f"has shape {list(actual.shape)}"
+        words = f"{name} {answer}, the checkpoint's has {list(reference.shape)} ({case.batch})"
+        return _Judgement(Verdict.FAILED, words, np.inf, np.inf)
+    for whose, array in (("the checkpoint's", reference), ("the artefact's", actual)):
+        if not np.isfinite(array).all():
+            words = f"{whose} {name} holds NaN or Inf ({case.batch})"
+            return _Judgement(Verdict.FAILED, words, np.inf, np.inf)
+    wide, narrow = reference.astype(np.float64), actual.astype(np.float64)
+    absolute = float(np.abs(wide - narrow).max(initial=0.0))
+    extent, size = spread(reference), float(np.abs(wide).max(initial=0.0))
+    # <=, so that answers which are all zero are unprovable too.
+    if extent <= _LEAST_SPREAD * size:
+        words = (
+            f"{name}: the checkpoint's answers to different inputs lie only {extent:.2g} apart at a size of {size:.2g}"
+        )
+        return _Judgement(Verdict.UNPROVABLE, f"{words}, too alike to prove anything", absolute, spread=extent)
+    relative = absolute / extent
+    words = (
+        f"{name}: largest error {absolute:.2g} (allowed {_allowed(extent, tolerance):.2g}), "
+        f"{relative:.2g} of the answers' spread of {extent:.3g} (allowed {tolerance.relative_tolerance}), {case.batch}"
+    )
+    verdict = Verdict.FAILED
+    if relative <= tolerance.relative and absolute <= _allowed(extent, tolerance):
+        verdict = Verdict.PASSED
+    elif absolute <= _ROUNDING * size:
+        verdict = Verdict.UNPROVABLE
+        words += f"; that is FP32's own rounding at answers of size {size:.2g}, so the tolerance asks for too much here"
+    return _Judgement(verdict, words, absolute, relative, extent, _top1(wide, narrow))
+
+
+def spread(answers: npt.NDArray[np.floating]) -> float:
+    """How far answers to different samples lie apart; the first axis is the sample's."""
+    return float(np.ptp(answers.astype(np.float64), axis=0).max(initial=0.0))
+
+
+def _top1(reference: npt.NDArray[np.float64], actual: npt.NDArray[np.float64]) -> float | None:
+    if reference.ndim != 2 or reference.shape[1] < 2:
+        return None
+    return float((reference.argmax(axis=1) == actual.argmax(axis=1)).mean())

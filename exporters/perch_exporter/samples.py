@@ -1,0 +1,125 @@
+"""Golden samples: the inputs on which checkpoint and artefact are compared, and the checkpoint's answers to them.
+
+convert makes them, publish checks them, and the golden sidecar replays them beside every Triton. numpy only, and never
+a pickle: golden.npz may come from a container that ran somebody's bytes.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from perch_exporter.contract import Reason, TensorSpec
+from perch_exporter.failure import StepFailed
+
+Array = npt.NDArray[np.float32]
+Tensors = Mapping[str, Array]
+
+GOLDEN_LIMIT = 32 * 2**20
+"""Most bytes of golden.npz: each Triton pod brings it along."""
+
+_INPUT_BUDGET = 8 * 2**20
+_MOST, _FEWEST = 16, 4
+_DYNAMIC = 224
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Inputs and the checkpoint's outputs by name, float32, [samples, *shape] each."""
+
+    inputs: Tensors
+    outputs: Tensors
+
+    @property
+    def samples(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+
+def sample_count(specs: Sequence[TensorSpec]) -> int:
+    """As many as fit the budget, 4 to 16: 13 pictures of 3x224x224."""
+    each = sum(4 * int(np.prod(concrete(spec.shape), dtype=np.int64)) for spec in specs)
+    if _FEWEST * each > GOLDEN_LIMIT // 2:
+        raise StepFailed(
+            Reason.SHAPE_MISMATCH,
+            f"one sample of the inputs takes {each:,} bytes; {_FEWEST} of them do not fit the golden samples' "
+            f"{GOLDEN_LIMIT // 2:,} bytes",
+        )
+    return max(_FEWEST, min(_MOST, _INPUT_BUDGET // each))
+
+
+def concrete(shape: Sequence[int], dynamic: int = _DYNAMIC) -> tuple[int, ...]:
+    return tuple(dynamic if dimension == -1 else dimension for dimension in shape)
+
+
+def fits(shape: Sequence[int], stated: Sequence[int]) -> bool:
+    return len(shape) == len(stated) and all(said in (-1, size) for size, said in zip(shape, stated, strict=True))
+
+
+def make_inputs(specs: Sequence[TensorSpec], seed: str, count: int, dynamic: int = _DYNAMIC) -> dict[str, Array]:
+    """[count, *shape] each, the same for the same seed.
+
+    Plain noise makes a convolutional network answer nearly the same to every sample, since it averages out; so the
+    samples differ in what survives averaging: level, contrast and patches of several sizes.
+    """
+    return {
+        spec.name: np.stack(
+            [_sample(np.random.default_rng([int(seed, 16), place, index]), concrete(spec.shape, dynamic), index)
+             for index in range(count)]
+        )
+        for place, spec in enumerate(specs)
+    }  # fmt: skip
+
+
+def _sample(random: np.random.Generator, shape: tuple[int, ...], index: int) -> Array:
+    patch = 2 ** (index % 5)
+    coarse = tuple(-(-size // patch) if axis >= len(shape) - 2 else size for axis, size in enumerate(shape))
+    field = random.standard_normal(coarse)
+    for axis in range(max(0, len(shape) - 2), len(shape)):
+        field = np.repeat(field, patch, axis=axis)
+    field = field[tuple(slice(size) for size in shape)]
+    level, contrast = random.uniform(-1, 1), random.uniform(0.25, 1.5)
+    return (level + contrast * field).astype(np.float32)
+
+
+def save_golden(golden: Golden, path: Path) -> None:
+    """Stored and not compressed: equal samples give equal bytes, and no reader needs to fear what unpacks."""
+    arrays = {f"inputs/{name}": array for name, array in golden.inputs.items()}
+    arrays |= {f"outputs/{name}": array for name, array in golden.outputs.items()}
+    np.savez(path, allow_pickle=False, **arrays)
+    if path.stat().st_size > GOLDEN_LIMIT:
+        raise StepFailed(
+            Reason.SHAPE_MISMATCH,
+            f"golden samples take {path.stat().st_size:,} bytes, more than {GOLDEN_LIMIT:,}: the outputs are too large",
+        )
+
+
+def load_golden(path: Path) -> Golden:
+    """Raises OutputRejected where the file is anything else than float32 arrays stored plainly under the two groups."""
+    groups: dict[str, dict[str, Array]] = {"inputs": {}, "outputs": {}}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+        if packed:
+            raise _rejected(f"{packed[0]} is compressed")
+        with np.load(path, allow_pickle=False) as file:
+            for key in file.files:
+                group, _, name = key.partition("/")
+                array = file[key]
+                # A member that does not begin as an array comes back as bytes.
+                if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim < 1:
+                    raise _rejected(f"{key!r} is not a float32 array with a dimension for samples")
+                if group not in groups or not name:
+                    raise _rejected(f"{key!r} is neither of inputs/ nor of outputs/")
+                groups[group][name] = array
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise _rejected(f"{type(error).__name__}: {error}") from error
+    return Golden(**groups)
+
+
+def _rejected(why: str) -> StepFailed:
+    return StepFailed(Reason.OUTPUT_REJECTED, f"golden.npz cannot be used: {why}")

@@ -1,0 +1,53 @@
+"""The folder that the Job's three containers share, and what lies where in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from perch_exporter.contract import StepSeconds, Summary
+
+MODEL = "model.onnx"
+GOLDEN = "golden.npz"
+FIGURES = "figures.json"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """fetch writes `checkpoint` and `state`, convert reads them and writes `output`, publish only reads.
+
+    Each is a mount of its own in the pod; convert, which runs on other people's bytes, can write to `output` alone.
+    """
+
+    root: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "checkpoint" / "checkpoint"
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state"
+
+    @property
+    def output(self) -> Path:
+        return self.root / "output"
+
+    def published(self) -> Summary | None:
+        """What fetch found to be in the repository already: then there is nothing left to do."""
+        path = self.state / "published.json"
+        return Summary.from_json(path.read_bytes()) if path.exists() else None
+
+    def write_published(self, summary: Summary) -> None:
+        self._write_state("published.json", summary.to_json())
+
+    def fetch_seconds(self) -> float | None:
+        path = self.state / "seconds.json"
+        return StepSeconds.from_json(path.read_bytes()).fetch if path.exists() else None
+
+    def write_fetch_seconds(self, seconds: float) -> None:
+        self._write_state("seconds.json", StepSeconds(fetch=round(seconds, 3)).to_json())
+
+    def _write_state(self, name: str, text: str) -> None:
+        self.state.mkdir(parents=True, exist_ok=True)
+        (self.state / name).write_text(text)

@@ -1,0 +1,75 @@
+"""Debian's packages. Tools are installed, after saying so; what would bring a service of its own is only unpacked."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from filelock import FileLock
+
+from devcluster.commands import StepError, capture, run
+from devcluster.paths import cache_dir
+from devcluster.progress import Progress
+
+_SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+
+# What is looked for: the package that has it.
+_TOOLS = {
+    "runc": "runc",
+    "ip": "iproute2",
+    "nft": "nftables",
+    "iptables": "iptables",
+    "buildah": "buildah",
+    "mmdebstrap": "mmdebstrap",
+    "/usr/lib/cni/ptp": "containernetworking-plugins",
+}
+
+
+def install_missing(progress: Progress) -> None:
+    """Installs the packages whose programs are missing, as root or through sudo; does nothing else."""
+    path = f"{os.environ['PATH']}:{_SBIN}"
+    missing = [package for program, package in _TOOLS.items() if not shutil.which(program, path=path)]
+    if not missing:
+        return
+    apt = shutil.which("apt-get")
+    if not apt:
+        raise StepError(f"this needs Debian or Ubuntu to install {', '.join(missing)}; install these and try again")
+    prefix = [] if os.geteuid() == 0 else ["sudo"]
+    progress.note(f"installing Debian packages{' with sudo' if prefix else ''}: {' '.join(missing)}")
+    with progress.step("Debian packages") as log:
+        run([*prefix, apt, "update", "-qq"], log=log)
+        environment = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive"]
+        run([*environment, apt, "install", "-y", "-qq", "--no-install-recommends", *missing], log=log, timeout=900)
+
+
+def unpacked(package: str, log: Path) -> Path:
+    """The files of a Debian package in a folder of the cache, not installed: nothing is configured, no service starts.
+
+    containerd comes this way, since its package starts a daemon and shuts out Docker's.
+    The folder's name holds the version.
+    """
+    parent = cache_dir() / "debian"
+    parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(parent / ".lock"):
+        for folder in parent.glob(f"{package}_*"):
+            return folder
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".unpacking-") as temporary:
+            draft = Path(temporary)
+            draft.chmod(0o755)  # apt drops its privileges and must be able to write here
+            try:
+                run(["apt-get", "download", "-q", package], log=log, cwd=draft)
+            except StepError:  # a machine where `apt-get update` never ran
+                run([*([] if os.geteuid() == 0 else ["sudo"]), "apt-get", "update", "-qq"], log=log)
+                run(["apt-get", "download", "-q", package], log=log, cwd=draft)
+            archive = next(draft.glob("*.deb"))
+            run(["dpkg-deb", "-x", archive, draft / "files"], log=log)
+            version = capture(["dpkg-deb", "-f", archive, "Version"]).strip()
+            target = parent / f"{package}_{version.replace(':', '%')}"
+            (draft / "files").rename(target)
+    return target
+
+
+def path_with_sbin() -> str:
+    """PATH for the daemons: a user's own often lacks the sbin folders, where runc and nft lie."""
+    return f"{os.environ['PATH']}:{_SBIN}"
+

@@ -1,0 +1,171 @@
+"""Builds the cluster's programs from the Go modules in hack/go, each group once, into the cache.
+
+A group is a folder with a go.mod whose `tool` lines are what to build. The result is keyed by go.mod, go.sum, the flags
+and the version of Go, so a changed pin builds that group again and nothing else.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from filelock import FileLock
+
+from devcluster.commands import StepError, capture, run
+from devcluster.paths import GO_MODULES, cache_dir
+from devcluster.toolchain import go_command
+
+
+@dataclass(frozen=True)
+class Group:
+    """A go.mod of its own, since the groups' dependencies disagree with one another."""
+
+    name: str
+    module: str
+    seconds: int
+    """Measured on 2 cores with nothing cached, so that the wait can be announced."""
+    tags: str = ""
+
+    @property
+    def folder(self) -> Path:
+        return GO_MODULES / self.name
+
+    @property
+    def version(self) -> str:
+        """The pinned version of the group's main module, from its go.mod."""
+        text = (self.folder / "go.mod").read_text()
+        found = re.search(rf"^\s*(?:require )?{re.escape(self.module)} (v\S+)", text, re.MULTILINE)
+        if not found:
+            raise StepError(f"{self.folder / 'go.mod'} requires no {self.module}")
+        return found[1]
+
+
+ETCD = Group("etcd", "go.etcd.io/etcd/server/v3", 20)
+KUBERNETES = Group("kubernetes", "k8s.io/kubernetes", 290)
+HELM = Group("helm", "helm.sh/helm/v3", 55)
+ENVOY_GATEWAY = Group("envoy-gateway", "github.com/envoyproxy/gateway", 126)
+VERSITYGW = Group("versitygw", "github.com/versity/versitygw", 76)
+COREDNS = Group("coredns", "github.com/coredns/coredns", 114)
+# Debian's prometheus package is built without Kubernetes discovery, so it would find no pods.
+PROMETHEUS = Group(
+    "prometheus", "github.com/prometheus/prometheus", 100, tags="remove_all_sd,enable_kubernetes_sd"
+)
+KIND = Group("kind", "sigs.k8s.io/kind", 30)
+GROUPS = (ETCD, KUBERNETES, HELM, ENVOY_GATEWAY, VERSITYGW, COREDNS, PROMETHEUS)
+
+
+def is_built(group: Group) -> bool:
+    return target(group).is_dir()
+
+
+def build(group: Group, log: Path) -> Path:
+    """Builds what the group's go.mod names as tools, unless that is done, and returns the folder of its programs."""
+    result = target(group)
+    if result.is_dir():
+        return result
+    result.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(result.parent / ".lock"):
+        if result.is_dir():
+            return result
+        for leftover in result.parent.glob(".building-*"):
+            shutil.rmtree(leftover)
+        building = Path(tempfile.mkdtemp(prefix=".building-", dir=result.parent))
+        tools = json.loads(capture([go_command(), "mod", "edit", "-json", group.folder / "go.mod"]))["Tool"]
+        run(
+            [go_command(), "build", *_flags(group), "-o", f"{building}/", *[tool["Path"] for tool in tools]],
+            log=log,
+            env=_environment(),
+            cwd=group.folder,
+            timeout=3600,
+        )
+        _name_after_module(building, group)
+        building.chmod(0o755)
+        for outdated in result.parent.glob("[0-9a-f]*"):
+            shutil.rmtree(outdated)
+        building.rename(result)
+    return result
+
+
+def discard_build_cache() -> None:
+    """Removes Go's own caches, 11 GB, once every group is built: a changed pin builds its group again from nothing."""
+    caches = cache_dir() / "go-build"
+    if caches.exists() and all(is_built(group) for group in GROUPS):
+        with FileLock(cache_dir() / "bin" / ".discard.lock"):
+            # Go keeps modules read-only.
+            run([go_command(), "clean", "-modcache"], env=_environment())
+            shutil.rmtree(caches, ignore_errors=True)
+
+
+def module_files(group: Group, part: str, log: Path) -> Path:
+    """A folder out of the source of the group's main module, such as a chart, copied into the cache."""
+    target = cache_dir() / "modules" / f"{group.name}-{group.version}" / part
+    if not target.is_dir():
+        download = [go_command(), "mod", "download", "-json", f"{group.module}@{group.version}"]
+        source = Path(json.loads(capture(download, env=_environment(), cwd=group.folder, timeout=600))["Dir"])
+        draft = target.with_name(f".{target.name}-copying")
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(source / part, draft)
+        run(["chmod", "-R", "u+w", draft], log=log)  # Go keeps modules read-only
+        draft.rename(target)
+    return target
+
+
+def target(group: Group) -> Path:
+    content = hashlib.sha256()
+    for part in (group.folder / "go.mod", group.folder / "go.sum"):
+        content.update(part.read_bytes())
+    content.update(" ".join([*_flags(group), _go_version()]).encode())
+    return cache_dir() / "bin" / group.name / content.hexdigest()[:12]
+
+
+@cache
+def _go_version() -> str:
+    return capture([go_command(), "version"]).strip()
+
+
+def _environment() -> dict[str, str]:
+    # CGO off: static programs, which run in an image from scratch. A user's own GOFLAGS would make another result
+    # under the same key, and the user's own caches would keep what is never used again.
+    caches = cache_dir() / "go-build"
+    return {
+        "CGO_ENABLED": "0",
+        "GOFLAGS": "-mod=readonly",
+        "GOTOOLCHAIN": "local",
+        "GOWORK": "off",
+        "GOCACHE": str(caches / "build"),
+        "GOMODCACHE": str(caches / "modules"),
+    }
+
+
+def _flags(group: Group) -> list[str]:
+    version = group.version
+    stamps = {
+        "kubernetes": {
+            "k8s.io/component-base/version.gitVersion": version,
+            "k8s.io/component-base/version.gitMajor": version.lstrip("v").split(".")[0],
+            "k8s.io/component-base/version.gitMinor": version.split(".")[1],
+        },
+        # Without these, `helm template` believes in a Kubernetes of years ago and refuses charts that need a newer one.
+        "helm": {
+            "helm.sh/helm/v3/internal/version.version": version,
+            "helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor": "1",
+            "helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor": KUBERNETES.version.split(".")[1],
+            "helm.sh/helm/v3/pkg/lint/rules.k8sVersionMajor": "1",
+            "helm.sh/helm/v3/pkg/lint/rules.k8sVersionMinor": KUBERNETES.version.split(".")[1],
+        },
+    }.get(group.name, {})
+    ldflags = " ".join(["-s -w", *[f"-X {name}={value}" for name, value in stamps.items()]])
+    tags = ["-tags", group.tags] if group.tags else []
+    return ["-trimpath", "-buildvcs=false", "-ldflags", ldflags, *tags]
+
+
+def _name_after_module(folder: Path, group: Group) -> None:
+    """etcd's main package is the module `server/v3` itself, and would be installed as `server` (or `v3`)."""
+    programs = os.listdir(folder)
+    if group is ETCD and len(programs) == 1:
+        (folder / programs[0]).rename(folder / "etcd")

@@ -1,0 +1,97 @@
+"""A cluster by kind, where a Docker engine answers. THIS PATH HAS NOT RUN YET on any machine of ours.
+
+The same manifests as the native cluster's, with the public images they name; Perch's own images are built by docker and
+loaded with `kind load`. kind brings DNS, and a CNI that enforces NetworkPolicies.
+"""
+
+import json
+import subprocess
+from pathlib import Path
+
+from devcluster import addons, gobuild
+from devcluster.clients import Clients
+from devcluster.commands import StepError, capture, run
+from devcluster.paths import HACK, clusters_dir
+from devcluster.progress import Progress
+from devcluster.record import Record
+
+_CONFIG = HACK / "kind" / "cluster.yaml"
+_MANIFESTS = ("storage", "prometheus", "gateway")
+_COMPONENTS = ("s3", "prometheus", "envoy-gateway", "coredns")
+
+
+def engine_answers() -> bool:
+    """Whether a Docker engine runs here; the client alone is not enough."""
+    try:
+        asked = subprocess.run(["docker", "info"], capture_output=True, check=False, timeout=20)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return False
+    return asked.returncode == 0
+
+
+class KindCluster:
+    """One kind cluster, by name; the same face as NativeCluster."""
+
+    def __init__(self, name: str) -> None:
+        self.folder = clusters_dir() / name
+        self.kubeconfig = self.folder / "kubeconfig"
+        self.record = Record(self.folder / "record.json")
+        self._kind_name = f"perch-{name}"
+        self._node = f"{self._kind_name}-control-plane"
+
+    def address(self, node_port: int) -> tuple[str, int]:
+        host, _, port = capture(["docker", "port", self._node, f"{node_port}/tcp"]).splitlines()[0].rpartition(":")
+        return host, int(port)
+
+    def exec_prefix(self) -> list[str]:
+        return []
+
+    def program_folders(self) -> list[Path]:
+        return [gobuild.target(gobuild.KIND), gobuild.target(gobuild.HELM), gobuild.target(gobuild.KUBERNETES)]
+
+    def components(self) -> dict[str, bool]:
+        return {self._node: self._exists()}
+
+    def up(self, progress: Progress, gpus: int | None) -> None:
+        for group in (gobuild.KIND, gobuild.HELM):
+            if not gobuild.is_built(group):
+                with progress.step(f"build {group.name} {group.version}") as log:
+                    gobuild.build(group, log)
+        with progress.step("kind") as log:
+            if not self._exists():
+                command = [self._kind, "create", "cluster", f"--config={_CONFIG}", "--wait=180s"]
+                run([*command, f"--name={self._kind_name}", f"--kubeconfig={self.kubeconfig}"], log=log)
+        clients = Clients(self.kubeconfig, self.program_folders())
+        number = self.record.read().get("gpus", 0) if gpus is None else gpus
+        clients.patch_node_resource(self._node, "nvidia.com/gpu", number)
+        self.record.update(gpus=number)
+        values = {
+            "S3_DATA": "/var/lib/perch-s3",
+            "S3_ACCESS_KEY": addons.S3_ACCESS_KEY,
+            "S3_SECRET_KEY": addons.S3_SECRET_KEY,
+            "S3_REGION": addons.S3_REGION,
+        }
+        installer = addons.Addons(clients.kubectl, clients.helm, {}, values)
+        with progress.step("addons") as log:
+            installer.install_envoy_gateway(addons.chart_folder(log))
+            for name in _MANIFESTS:
+                installer.apply(name)
+            installer.wait(_COMPONENTS)
+
+    def down(self, progress: Progress) -> None:
+        with progress.step("kind") as log:
+            run([self._kind, "delete", "cluster", f"--name={self._kind_name}"], log=log)
+
+    def stop_component(self, component: str, *, kill: bool) -> None:
+        raise StepError(f"{component} can't be stopped in a kind cluster, where the node's processes are one container's")
+
+    def start_component(self, component: str) -> None:
+        raise StepError(f"{component} can't be started in a kind cluster, where the node's processes are one container's")
+
+    @property
+    def _kind(self) -> Path:
+        return gobuild.target(gobuild.KIND) / "kind"
+
+    def _exists(self) -> bool:
+        told = capture(["docker", "ps", "--all", "--format={{json .Names}}", f"--filter=name=^{self._node}$"])
+        return any(json.loads(line) == self._node for line in told.splitlines())

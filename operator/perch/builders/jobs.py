@@ -1,0 +1,273 @@
+"""The export Job (fetch -> convert -> publish) and the cleanup Job.
+
+Three containers in a row, so that a credential and somebody's bytes never meet: fetch has credentials and only hashes, convert
+parses the checkpoint and has neither credentials nor a Kubernetes token, publish has credentials and checks what it is handed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from perch.api import Repository, Resources, Spec, Version
+from perch.builders import CONTAINER_SECURITY, POD_SECURITY, SMALL, build_metadata, compact
+from perch.builders.store import ca_env, ca_mount, ca_volume, credentials_env
+from perch.names import (
+    ANNOTATION_REQUEST,
+    ANNOTATION_REVISION,
+    artifact_uri,
+    child_labels,
+    cleanup_job_name,
+    export_job_name,
+)
+from perch.observed import Identity, Installation
+from perch_exporter import contract
+
+REQUEST_FILE = "/perch/request/request.json"
+WORKSPACE = "/perch/work"
+KEEP_FINISHED_SECONDS = 3600
+DEFAULT_MEMORY_LIMIT = "8Gi"
+
+
+def build_owner(identity: Identity, installation: Installation) -> contract.Owner:
+    return contract.Owner(cluster=installation.cluster, namespace=identity.namespace, name=identity.name)
+
+
+def build_export_request(
+    identity: Identity, spec: Spec, entry: Version, revision: str, installation: Installation
+) -> contract.ExportRequest:
+    """The exporter's view of one version. Raises pydantic.ValidationError where the exporter would refuse it."""
+    repository, checkpoint = spec.repository, entry.checkpoint
+    parity = entry.verification.parity
+    batching = entry.triton.dynamic_batching
+    parameters = entry.architecture.parameters
+    return contract.ExportRequest(
+        owner=build_owner(identity, installation),
+        model_name=spec.model_name or identity.name,
+        version=entry.version,
+        artifact_revision=revision,
+        checkpoint=contract.Checkpoint(
+            uri=checkpoint.uri,
+            format=contract.CheckpointFormat(checkpoint.format),
+            sha256=checkpoint.sha256,
+            endpoint=checkpoint.endpoint or repository.endpoint,
+            region=checkpoint.region or repository.region,
+        ),
+        architecture=contract.Architecture(
+            name=entry.architecture.name,
+            parameters=parameters.model_dump(by_alias=True, exclude_none=True) if parameters else {},
+        ),
+        inputs=tuple(_tensor(t.name, t.data_type, t.shape) for t in entry.inputs),
+        outputs=tuple(_tensor(t.name, t.data_type, t.shape) for t in entry.outputs),
+        conversion=contract.Conversion(
+            target=entry.conversion.target, precision=entry.conversion.precision, opset=entry.conversion.opset
+        ),
+        verification=contract.Verification(
+            parity=contract.ParityTolerance.model_validate(parity.model_dump(by_alias=True, exclude_none=True) if parity else {})
+        ),
+        triton=contract.Triton(
+            max_batch_size=entry.triton.max_batch_size,
+            dynamic_batching=contract.DynamicBatching(
+                max_queue_delay_microseconds=batching.max_queue_delay_microseconds or 0,
+                preferred_batch_sizes=tuple(batching.preferred_batch_sizes) if batching.preferred_batch_sizes else None,
+            )
+            if batching
+            else None,
+            instance_count=entry.triton.instance_count,
+        ),
+        destination=_destination(identity, repository, entry.version, revision),
+    )
+
+
+def _tensor(name: str, data_type: Any, shape: list[int]) -> contract.TensorSpec:
+    return contract.TensorSpec(name=name, data_type=data_type, shape=tuple(shape))
+
+
+def _destination(identity: Identity, repository: Repository, version: int, revision: str) -> contract.Destination:
+    return contract.Destination(
+        uri=artifact_uri(repository.uri, identity.namespace, identity.name, version, revision),
+        endpoint=repository.endpoint,
+        region=repository.region,
+    )
+
+
+def build_export_job(identity: Identity, spec: Spec, entry: Version, revision: str, installation: Installation) -> dict[str, Any]:
+    """The Job that turns one version's checkpoint into a published artefact. Immutable once made: its name is its content."""
+    request = build_export_request(identity, spec, entry, revision, installation)
+    repository_env = credentials_env(spec.repository.credentials_secret_ref.name) + ca_env(spec.repository)
+    fetch_env = list(repository_env)
+    other = entry.checkpoint.credentials_secret_ref
+    if other is not None:
+        fetch_env += credentials_env(other.name, prefix="CHECKPOINT_")
+    ca = ca_mount(spec.repository)
+
+    def command(step: str) -> list[str]:
+        return ["python3", "-m", "perch_exporter", step, "--request", REQUEST_FILE, "--workspace", WORKSPACE]
+
+    def mounts(*parts: tuple[str, bool]) -> list[dict[str, Any]]:
+        return [
+            {"name": "request", "mountPath": "/perch/request", "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the container's own emptyDir
+            *({"name": part, "mountPath": f"{WORKSPACE}/{part}", "readOnly": read_only} for part, read_only in parts),
+        ]
+
+    fetch = _container(
+        "fetch", installation.artifacts_image, installation, command("fetch"), fetch_env, SMALL,
+        mounts(("checkpoint", False), ("state", False)) + ca,
+    )  # fmt: skip
+    convert = _container(
+        "convert", installation.exporter_image, installation, command("convert"),
+        [{"name": "HOME", "value": "/tmp"}],  # noqa: S108
+        _convert_resources(spec.builder.resources),
+        mounts(("checkpoint", True), ("state", True), ("output", False)),
+    )  # fmt: skip
+    publish = _container(
+        "publish", installation.artifacts_image, installation, command("publish"), repository_env, SMALL,
+        mounts(("state", True), ("output", True)) + ca,
+    )  # fmt: skip
+    labels = child_labels(identity.name, "export", entry.version)
+    return _job(
+        identity,
+        export_job_name(identity.name, entry.version, revision),
+        labels,
+        {ANNOTATION_REVISION: revision},
+        request.to_json(),
+        spec,
+        init=[fetch, convert],
+        main=publish,
+        volumes=["checkpoint", "state", "output"],
+        deadline=spec.builder.active_deadline_seconds,
+    )
+
+
+def build_cleanup_job(identity: Identity, spec: Spec, version: int, revision: str, installation: Installation) -> dict[str, Any]:
+    """The Job that erases one artefact, if its manifest says that it is ours."""
+    request = contract.DeleteRequest(
+        owner=build_owner(identity, installation),
+        artifact_revision=revision,
+        destination=_destination(identity, spec.repository, version, revision),
+    )
+    delete = _container(
+        "delete", installation.artifacts_image, installation,
+        ["python3", "-m", "perch_exporter", "delete", "--request", REQUEST_FILE],
+        credentials_env(spec.repository.credentials_secret_ref.name) + ca_env(spec.repository),
+        SMALL,
+        [
+            {"name": "request", "mountPath": "/perch/request", "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
+            *ca_mount(spec.repository),
+        ],
+    )  # fmt: skip
+    return _job(
+        identity,
+        cleanup_job_name(identity.name, revision),
+        child_labels(identity.name, "cleanup", version),
+        {ANNOTATION_REVISION: revision},
+        request.to_json(),
+        spec,
+        init=[],
+        main=delete,
+        volumes=[],
+        deadline=300,
+    )
+
+
+def _job(
+    identity: Identity,
+    name: str,
+    labels: dict[str, str],
+    annotations: dict[str, str],
+    request: str,
+    spec: Spec,
+    *,
+    init: list[dict[str, Any]],
+    main: dict[str, Any],
+    volumes: list[str],
+    deadline: int,
+) -> dict[str, Any]:
+    dump = spec.builder.model_dump(mode="json", by_alias=True, exclude_none=True)
+    pod = compact(
+        {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": 10,
+            "securityContext": POD_SECURITY,
+            "initContainers": init or None,
+            "containers": [main],
+            "nodeSelector": dump.get("nodeSelector"),
+            "tolerations": dump.get("tolerations"),
+            "imagePullSecrets": dump.get("imagePullSecrets"),
+            "volumes": [
+                {
+                    "name": "request",
+                    "downwardAPI": {
+                        "items": [
+                            {
+                                "path": "request.json",
+                                "fieldRef": {"fieldPath": f"metadata.annotations['{ANNOTATION_REQUEST}']"},
+                            }
+                        ]
+                    },
+                },
+                {"name": "tmp", "emptyDir": {}},
+                *({"name": volume, "emptyDir": {}} for volume in volumes),
+                *ca_volume(spec.repository),
+            ],
+        }
+    )
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": build_metadata(identity, name, labels, annotations),
+        "spec": {
+            # Passing trouble is retried here at once a few times, and later by the planner with growing delays.
+            "backoffLimit": 2,
+            "activeDeadlineSeconds": deadline,
+            "ttlSecondsAfterFinished": KEEP_FINISHED_SECONDS,
+            "podFailurePolicy": {
+                "rules": [
+                    {
+                        "action": "FailJob",
+                        "onExitCodes": {
+                            "operator": "In",
+                            "values": [contract.EXIT_PERMANENT, contract.EXIT_PASSING],
+                        },
+                    }
+                ]
+            },
+            "template": {
+                "metadata": {"labels": labels, "annotations": {ANNOTATION_REQUEST: request}},
+                "spec": pod,
+            },
+        },
+    }
+
+
+def _container(
+    name: str,
+    image: str,
+    installation: Installation,
+    command: list[str],
+    env: list[dict[str, Any]],
+    resources: dict[str, Any],
+    mounts: list[dict[str, Any]],
+) -> dict[str, Any]:
+    return compact(
+        {
+            "name": name,
+            "image": image,
+            "imagePullPolicy": installation.image_pull_policy,
+            "command": command,
+            "env": env or None,
+            "resources": resources,
+            "securityContext": CONTAINER_SECURITY,
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            "volumeMounts": mounts,
+        }
+    )
+
+
+def _convert_resources(resources: Resources | None) -> dict[str, Any]:
+    wanted = resources.model_dump(mode="json", by_alias=True, exclude_none=True) if resources else {}
+    limits = {"memory": DEFAULT_MEMORY_LIMIT, **wanted.get("limits", {})}
+    return {"requests": {"cpu": "500m", "memory": "1Gi", **wanted.get("requests", {})}, "limits": limits}

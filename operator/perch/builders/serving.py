@@ -1,0 +1,236 @@
+"""A version's Triton Deployment, Service and PodDisruptionBudget.
+
+A pod: an init container downloads the artefact and checks every byte against the digest pinned here; Triton serves the local
+copy and holds no credentials; the golden sidecar replays the checkpoint's answers against this very pod and is Ready only when
+they agree. So every pod proves itself, rescheduled ones too, and no pod is in a Service before it has.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from perch.api import Runtime, Spec, Version
+from perch.builders import CONTAINER_SECURITY, POD_SECURITY, SMALL, build_metadata, compact
+from perch.builders.store import ca_env, ca_mount, ca_volume, credentials_env
+from perch.names import (
+    ANNOTATION_REVISION,
+    ANNOTATION_SERVING_HASH,
+    artifact_uri,
+    child_labels,
+    pod_selector,
+    serving_hash,
+    serving_name,
+)
+from perch.observed import Identity, Installation
+
+ARTIFACT = "/perch/artifact"
+PRE_STOP_SECONDS = 15
+"""Proxies learn within seconds that a pod is leaving; until then it goes on answering (triton server#6230, #8253)."""
+HTTP, GRPC, METRICS, GOLDEN = 8000, 8001, 8002, 8003
+PROGRESS_DEADLINE_SECONDS = 600
+RESTRICTED = "shared-memory,model-repository,trace,logging"
+
+
+def exit_timeout(runtime: Runtime) -> int:
+    """Seconds for Triton to finish what it has: the pod's grace less the pre-stop sleep and five seconds to spare."""
+    return runtime.termination_grace_period_seconds - PRE_STOP_SECONDS - 5
+
+
+def build_deployment(
+    identity: Identity,
+    spec: Spec,
+    entry: Version,
+    revision: str,
+    artifact_digest: str,
+    installation: Installation,
+) -> dict[str, Any]:
+    """The Deployment of one published version. Rolling updates surge: a pod leaves only when its successor has proven itself."""
+    runtime = spec.runtime
+    dump = runtime.model_dump(mode="json", by_alias=True, exclude_none=True)
+    model = spec.model_name or identity.name
+    repository = spec.repository
+    labels = child_labels(identity.name, "triton", entry.version)
+    location = ["--uri", artifact_uri(repository.uri, identity.namespace, identity.name, entry.version, revision)]
+    if repository.endpoint:
+        location += ["--endpoint", repository.endpoint]
+    if repository.region:
+        location += ["--region", repository.region]
+    download = compact(
+        {
+            "name": "download",
+            "image": installation.artifacts_image,
+            "imagePullPolicy": installation.image_pull_policy,
+            "command": ["python3", "-m", "perch_exporter", "download", *location,
+                        "--digest", artifact_digest, "--target", ARTIFACT],
+            "env": credentials_env(repository.credentials_secret_ref.name) + ca_env(repository),
+            "resources": SMALL,
+            "securityContext": CONTAINER_SECURITY,
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            "volumeMounts": [
+                {"name": "artifact", "mountPath": ARTIFACT},
+                {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
+                *ca_mount(repository),
+            ],
+        }
+    )  # fmt: skip
+    triton = compact(
+        {
+            "name": "triton",
+            "image": runtime.image or installation.triton_image,
+            "imagePullPolicy": runtime.image_pull_policy or installation.image_pull_policy,
+            "command": [
+                "tritonserver",
+                f"--model-repository={ARTIFACT}/models",
+                "--model-control-mode=none",
+                "--strict-readiness=true",
+                "--exit-on-error=true",
+                f"--exit-timeout-secs={exit_timeout(runtime)}",
+                # Defence in depth: the route exposes none of these, and pods inside the cluster cannot call them either.
+                f"--grpc-restricted-protocol={RESTRICTED}:perch={identity.uid}",
+                f"--http-restricted-api={RESTRICTED}:perch={identity.uid}",
+            ],
+            "env": dump.get("env"),
+            "ports": [
+                {"name": "http", "containerPort": HTTP, "protocol": "TCP"},
+                {"name": "grpc", "containerPort": GRPC, "protocol": "TCP"},
+                {"name": "metrics", "containerPort": METRICS, "protocol": "TCP"},
+            ],
+            "resources": dump.get("resources"),
+            "securityContext": CONTAINER_SECURITY,
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            "startupProbe": {
+                "httpGet": {"path": f"/v2/models/{model}/ready", "port": HTTP},
+                "periodSeconds": 2,
+                "timeoutSeconds": 2,
+                "failureThreshold": 300,
+            },
+            "readinessProbe": {
+                "httpGet": {"path": f"/v2/models/{model}/ready", "port": HTTP},
+                "periodSeconds": 5,
+                "timeoutSeconds": 5,
+                "failureThreshold": 3,
+            },
+            "livenessProbe": {
+                "httpGet": {"path": "/v2/health/live", "port": HTTP},
+                "periodSeconds": 10,
+                "timeoutSeconds": 10,
+                "failureThreshold": 6,
+            },
+            "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
+            "volumeMounts": [
+                {"name": "artifact", "mountPath": ARTIFACT, "readOnly": True},
+                {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
+                {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
+            ],
+        }
+    )
+    golden = compact(
+        {
+            "name": "golden",
+            "image": installation.artifacts_image,
+            "imagePullPolicy": installation.image_pull_policy,
+            "command": ["python3", "-m", "perch_exporter", "golden", "--artifact", ARTIFACT,
+                        "--grpc", f"127.0.0.1:{GRPC}", "--listen", f"0.0.0.0:{GOLDEN}"],
+            "ports": [{"name": "golden", "containerPort": GOLDEN, "protocol": "TCP"}],
+            "resources": {"requests": {"cpu": "10m", "memory": "96Mi"}, "limits": {"memory": "512Mi"}},
+            "securityContext": CONTAINER_SECURITY,
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            "readinessProbe": {
+                "httpGet": {"path": "/ready", "port": GOLDEN},
+                "periodSeconds": 2,
+                "timeoutSeconds": 5,
+                "failureThreshold": 2,
+            },
+            "livenessProbe": {
+                "httpGet": {"path": "/live", "port": GOLDEN},
+                "periodSeconds": 20,
+                "timeoutSeconds": 10,
+                "failureThreshold": 3,
+            },
+            "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
+            "volumeMounts": [
+                {"name": "artifact", "mountPath": ARTIFACT, "readOnly": True},
+                {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
+            ],
+        }
+    )  # fmt: skip
+    pod = compact(
+        {
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": POD_SECURITY,
+            "terminationGracePeriodSeconds": runtime.termination_grace_period_seconds,
+            "initContainers": [download],
+            "containers": [triton, golden],
+            "volumes": [
+                {"name": "artifact", "emptyDir": {}},
+                {"name": "tmp", "emptyDir": {}},
+                {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": str(runtime.shared_memory_size)}},
+                *ca_volume(repository),
+            ],
+            **{
+                key: dump.get(key)
+                for key in (
+                    "nodeSelector",
+                    "tolerations",
+                    "affinity",
+                    "imagePullSecrets",
+                    "serviceAccountName",
+                    "runtimeClassName",
+                )
+            },
+        }
+    )
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": build_metadata(
+            identity,
+            serving_name(identity.name, entry.version),
+            labels,
+            {
+                ANNOTATION_REVISION: revision,
+                ANNOTATION_SERVING_HASH: serving_hash(revision, artifact_digest, runtime),
+            },
+        ),
+        "spec": {
+            "replicas": runtime.replicas,
+            "revisionHistoryLimit": 2,
+            "progressDeadlineSeconds": PROGRESS_DEADLINE_SECONDS,
+            "selector": {"matchLabels": pod_selector(identity.name, entry.version)},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "template": {"metadata": {"labels": labels}, "spec": pod},
+        },
+    }
+
+
+def build_service(identity: Identity, version: int) -> dict[str, Any]:
+    """The way in to one version, for the route and for those who have no Gateway."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": build_metadata(
+            identity, serving_name(identity.name, version), child_labels(identity.name, "triton", version)
+        ),
+        "spec": {
+            "selector": pod_selector(identity.name, version),
+            "ports": [
+                {"name": "http", "port": HTTP, "targetPort": "http", "protocol": "TCP", "appProtocol": "http"},
+                {"name": "grpc", "port": GRPC, "targetPort": "grpc", "protocol": "TCP",
+                 "appProtocol": "kubernetes.io/h2c"},
+                {"name": "metrics", "port": METRICS, "targetPort": "metrics", "protocol": "TCP"},
+            ],
+        },
+    }  # fmt: skip
+
+
+def build_budget(identity: Identity, version: int) -> dict[str, Any]:
+    """A drain of nodes takes one pod of a version at a time."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": build_metadata(
+            identity, serving_name(identity.name, version), child_labels(identity.name, "triton", version)
+        ),
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": pod_selector(identity.name, version)}},
+    }

@@ -1,0 +1,203 @@
+"""The one place that talks to the API server: plain dicts in and out, server-side apply, bounded waits.
+
+Built on kubernetes_asyncio's client for its authentication (kubeconfigs, in-cluster tokens and their renewal) and TLS.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from kubernetes_asyncio import client, config, watch
+
+from perch.api import GROUP, KIND, PLURAL, VERSION
+from perch.names import FIELD_MANAGER
+
+TIMEOUT_SECONDS = 20
+WATCH_SECONDS = 290
+"""A watch ends on the server's side after this time and goes on where it was: no silent freeze lasts longer."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A resource as its URL names it."""
+
+    kind: str
+    api_version: str
+    plural: str
+
+    def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
+        root = f"/api/{self.api_version}" if "/" not in self.api_version else f"/apis/{self.api_version}"
+        parts = [root]
+        if namespace is not None:
+            parts.append(f"namespaces/{namespace}")
+        parts += [part for part in (self.plural, name, subresource) if part]
+        return "/".join(parts)
+
+
+MODEL_DEPLOYMENT = Kind(KIND, f"{GROUP}/{VERSION}", PLURAL)
+JOB = Kind("Job", "batch/v1", "jobs")
+DEPLOYMENT = Kind("Deployment", "apps/v1", "deployments")
+SERVICE = Kind("Service", "v1", "services")
+POD = Kind("Pod", "v1", "pods")
+BUDGET = Kind("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets")
+ROUTE = Kind("HTTPRoute", "gateway.networking.k8s.io/v1", "httproutes")
+EVENT = Kind("Event", "v1", "events")
+NAMESPACE = Kind("Namespace", "v1", "namespaces")
+CHILDREN = (JOB, DEPLOYMENT, SERVICE, POD, BUDGET, ROUTE)
+BY_KIND = {kind.kind: kind for kind in (*CHILDREN, MODEL_DEPLOYMENT)}
+
+
+class ApiError(Exception):
+    """The API server's refusal, with its own words."""
+
+    def __init__(self, status: int, reason: str, message: str, causes: tuple[str, ...] = ()) -> None:
+        super().__init__(f"{message} ({status} {reason})")
+        self.status = status
+        self.reason = reason
+        self.message = message
+        self.causes = causes
+
+
+def _refusal(status: int, text: str) -> ApiError:
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return ApiError(status, "Unreadable", text[:500])
+    causes = tuple(c.get("reason", "") for c in (body.get("details") or {}).get("causes") or ())
+    return ApiError(status, body.get("reason", ""), body.get("message", text[:500]), causes)
+
+
+class Kube:
+    """Requests to one API server. Raises ApiError for a refusal and aiohttp.ClientError or TimeoutError for a silence."""
+
+    def __init__(self, api: client.ApiClient) -> None:
+        self.api = api
+        self.requests = 0
+
+    @classmethod
+    async def connect(cls) -> Kube:
+        """From the pod's service account, or else from KUBECONFIG."""
+        try:
+            config.load_incluster_config()
+        except config.ConfigException:
+            await config.load_kube_config()
+        return cls(client.ApiClient())
+
+    async def close(self) -> None:
+        await self.api.close()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+    ) -> dict[str, Any]:
+        """One request, answered within TIMEOUT_SECONDS or not at all."""
+        self.requests += 1
+        response = await self._send(method, path, list((query or {}).items()), body, content_type, TIMEOUT_SECONDS)
+        text = await response.text()
+        if response.status >= 400:
+            raise _refusal(response.status, text)
+        content: dict[str, Any] = json.loads(text)
+        return content
+
+    async def _send(
+        self, method: str, path: str, query: list[tuple[str, str]], body: Any, content_type: str, timeout: Any
+    ) -> aiohttp.ClientResponse:
+        response: aiohttp.ClientResponse = await self.api.call_api(
+            path,
+            method,
+            query_params=query,
+            header_params={"Accept": "application/json", "Content-Type": content_type},
+            body=body,
+            auth_settings=["BearerToken"],
+            _preload_content=False,
+            _request_timeout=timeout,
+        )
+        return response
+
+    async def get(self, kind: Kind, namespace: str | None, name: str) -> dict[str, Any]:
+        return await self.request("GET", kind.path(namespace, name))
+
+    async def apply(self, body: Mapping[str, Any], resource_version: str | None = None) -> dict[str, Any]:
+        """Server-side apply under Perch's one field manager; with `resource_version` a conflict raises ApiError 409."""
+        kind = BY_KIND[body["kind"]]
+        metadata = dict(body["metadata"])
+        if resource_version is not None:
+            metadata["resourceVersion"] = resource_version
+        return await self.request(
+            "PATCH",
+            kind.path(metadata["namespace"], metadata["name"]),
+            query={"fieldManager": FIELD_MANAGER, "force": "true"},
+            body={**body, "metadata": metadata},
+            content_type="application/apply-patch+yaml",
+        )
+
+    async def patch(
+        self, kind: Kind, namespace: str, name: str, body: Mapping[str, Any], subresource: str | None = None
+    ) -> dict[str, Any]:
+        """JSON merge patch. A resourceVersion in the body is a precondition."""
+        return await self.request(
+            "PATCH",
+            kind.path(namespace, name, subresource),
+            query={"fieldManager": FIELD_MANAGER},
+            body=body,
+            content_type="application/merge-patch+json",
+        )
+
+    async def create(self, kind: Kind, namespace: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        return await self.request("POST", kind.path(namespace), query={"fieldManager": FIELD_MANAGER}, body=body)
+
+    async def delete(self, kind: Kind, namespace: str, name: str) -> None:
+        """Delete with background propagation; what is gone already is no error."""
+        try:
+            await self.request("DELETE", kind.path(namespace, name), query={"propagationPolicy": "Background"})
+        except ApiError as error:
+            if error.status != 404:
+                raise
+
+    async def list(self, kind: Kind, namespace: str | None, selector: str) -> tuple[list[dict[str, Any]], str]:
+        """All objects of a kind with the labels, and the resourceVersion to watch from."""
+        items: list[dict[str, Any]] = []
+        query = {"labelSelector": selector, "limit": "500"}
+        while True:
+            page = await self.request("GET", kind.path(namespace), query=query)
+            items += page.get("items", [])
+            after = page["metadata"].get("continue")
+            if not after:
+                return items, page["metadata"]["resourceVersion"]
+            query["continue"] = after
+
+    async def watch(
+        self, kind: Kind, namespace: str | None, selector: str, resource_version: str
+    ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Changes since `resource_version`, bookmarks included, until the server ends it. Raises ApiError(410) when too old."""
+
+        async def open_stream(**params: Any) -> aiohttp.ClientResponse:
+            self.requests += 1
+            query = [
+                ("watch", "true"),
+                ("labelSelector", selector),
+                ("allowWatchBookmarks", "true"),
+                ("resourceVersion", str(params["resource_version"])),
+                ("timeoutSeconds", str(WATCH_SECONDS)),
+            ]
+            timeout = aiohttp.ClientTimeout(sock_connect=TIMEOUT_SECONDS, sock_read=WATCH_SECONDS + TIMEOUT_SECONDS)
+            response = await self._send("GET", kind.path(namespace), query, None, "application/json", timeout)
+            if response.status >= 400:
+                raise _refusal(response.status, await response.text())
+            return response
+
+        try:
+            async with watch.Watch(return_type="object") as stream:
+                async for event in stream.stream(open_stream, resource_version=resource_version, timeout_seconds=WATCH_SECONDS):
+                    yield event["type"], event["raw_object"]
+        except client.ApiException as error:
+            raise ApiError(error.status or 500, str(error.reason), str(error.reason)) from error

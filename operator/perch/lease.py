@@ -1,0 +1,140 @@
+"""One active operator: a coordination.k8s.io Lease, taken before anything is watched; whoever loses it exits.
+
+Times are compared on this process's own monotonic clock only: another holder counts as gone when its Lease has not changed for
+the whole duration that it states, as seen from here, so clocks of different nodes do not matter. The holder stops well before that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+
+from perch.kube import ApiError, Kind, Kube
+
+log = logging.getLogger(__name__)
+
+LEASE = Kind("Lease", "coordination.k8s.io/v1", "leases")
+DURATION_SECONDS = 15
+"""A Lease that did not change for so long is free."""
+RENEW_SECONDS = 5
+RETRY_SECONDS = 1
+DEADLINE_SECONDS = 10
+"""A holder that could not renew for so long gives up: before anybody else can believe it gone."""
+
+_SILENCE = (aiohttp.ClientError, TimeoutError, OSError)
+
+
+class LeaseLostError(Exception):
+    """This process may no longer act."""
+
+
+class Lease:
+    def __init__(self, kube: Kube, namespace: str, name: str, identity: str) -> None:
+        self._kube = kube
+        self._namespace = namespace
+        self._name = name
+        self._identity = identity
+        self._held: dict[str, Any] | None = None
+
+    async def acquire(self) -> None:
+        """Wait until the Lease is ours. Raises ApiError where Leases may not be used at all."""
+        seen, since = "", time.monotonic()
+        waiting_for = ""
+        while True:
+            try:
+                found = await self._read()
+                if found is None:
+                    self._held = await self._write(None)
+                    break
+                version = found["metadata"]["resourceVersion"]
+                if version != seen:
+                    seen, since = version, time.monotonic()
+                holder = found["spec"].get("holderIdentity") or ""
+                stated = found["spec"].get("leaseDurationSeconds", DURATION_SECONDS)
+                if holder in ("", self._identity) or time.monotonic() - since > stated:
+                    self._held = await self._write(found)
+                    break
+                if holder != waiting_for:
+                    log.info("standing by: %s holds Lease %s/%s", holder, self._namespace, self._name)
+                    waiting_for = holder
+            except ApiError as error:
+                if error.status in (401, 403):
+                    raise
+                log.info("Lease not taken: %s", error)
+            except _SILENCE as error:
+                log.warning("the API server does not answer: %r", error)
+            await asyncio.sleep(RETRY_SECONDS)
+        log.info("took Lease %s/%s as %s", self._namespace, self._name, self._identity)
+
+    async def hold(self) -> None:
+        """Renew until cancelled; raises LeaseLostError when somebody else has it or it could not be renewed in time."""
+        renewed = time.monotonic()
+        while True:
+            try:
+                async with asyncio.timeout(DEADLINE_SECONDS - (time.monotonic() - renewed)):
+                    self._held = await self._write(self._held)
+                renewed = time.monotonic()
+                await asyncio.sleep(RENEW_SECONDS)
+                continue
+            except ApiError as error:
+                log.warning("Lease not renewed: %s", error)
+                if error.status == 409:
+                    await self._look_again()
+            except _SILENCE as error:
+                log.warning("Lease not renewed, the API server does not answer: %r", error)
+            if time.monotonic() - renewed > DEADLINE_SECONDS - RETRY_SECONDS:
+                raise LeaseLostError(f"Lease {self._namespace}/{self._name} could not be renewed for {DEADLINE_SECONDS} s")
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def release(self) -> None:
+        """Let a standby take over at once. Best effort."""
+        if self._held is None:
+            return
+        try:
+            self._held["spec"]["holderIdentity"] = ""
+            await self._kube.request("PUT", self._path, body=self._held)
+        except (ApiError, *_SILENCE) as error:
+            log.info("Lease not released, it will run out: %s", error)
+
+    async def _look_again(self) -> None:
+        found = await self._read()
+        if found is None or found["spec"].get("holderIdentity") != self._identity:
+            raise LeaseLostError(f"Lease {self._namespace}/{self._name} was taken by another")
+        self._held = found
+
+    @property
+    def _path(self) -> str:
+        return LEASE.path(self._namespace, self._name)
+
+    async def _read(self) -> dict[str, Any] | None:
+        try:
+            return await self._kube.request("GET", self._path)
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def _write(self, found: dict[str, Any] | None) -> dict[str, Any]:
+        """Create the Lease, or renew it on condition that nobody wrote it since it was read."""
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        mine = found is not None and found["spec"].get("holderIdentity") == self._identity
+        before = found["spec"] if found else {}
+        spec = {
+            "holderIdentity": self._identity,
+            "leaseDurationSeconds": DURATION_SECONDS,
+            "renewTime": now,
+            "acquireTime": before.get("acquireTime", now) if mine else now,
+            "leaseTransitions": before.get("leaseTransitions", 0) + (0 if mine or not before else 1),
+        }
+        metadata: dict[str, Any] = {"name": self._name, "namespace": self._namespace}
+        if found is None:
+            body = {"apiVersion": LEASE.api_version, "kind": LEASE.kind, "metadata": metadata, "spec": spec}
+            return await self._kube.request("POST", LEASE.path(self._namespace), body=body)
+        metadata["resourceVersion"] = found["metadata"]["resourceVersion"]
+        body = {"apiVersion": LEASE.api_version, "kind": LEASE.kind, "metadata": metadata, "spec": spec}
+        return await self._kube.request("PUT", self._path, body=body)

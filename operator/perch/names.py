@@ -1,0 +1,76 @@
+"""Names, labels and hashes. Pure: everything derives from the object's identity and content, nothing is remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from perch.api import GROUP, Runtime, Version
+
+FIELD_MANAGER = "perch"
+FINALIZER = f"{GROUP}/artifacts"
+
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+LABEL_OWNER = f"{GROUP}/model-deployment"
+LABEL_VERSION = f"{GROUP}/version"
+LABEL_COMPONENT = f"{GROUP}/component"
+SELECTOR = f"{LABEL_MANAGED_BY}={FIELD_MANAGER},{LABEL_OWNER}"
+
+ANNOTATION_REVISION = f"{GROUP}/artifact-revision"
+ANNOTATION_SERVING_HASH = f"{GROUP}/serving-hash"
+ANNOTATION_REQUEST = f"{GROUP}/request"
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def artifact_revision(entry: Version) -> str:
+    """Eight hex digits over what the user wrote in a version's entry.
+
+    Values equal to their default do not count, so that a release of Perch which adds a field re-exports nothing.
+    """
+    return _digest(entry.model_dump(mode="json", by_alias=True, exclude_defaults=True))[:8]
+
+
+def serving_hash(revision: str, artifact_digest: str, runtime: Runtime) -> str:
+    """Twelve hex digits over all that a version's pods depend on: another hash rolls them, the same hash never does.
+
+    `replicas` only scales. The operator's own defaults (images, labels, sidecar) do not count: upgrading Perch restarts no model.
+    """
+    wanted = runtime.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas"})
+    return _digest([revision, artifact_digest, wanted])[:12]
+
+
+def serving_name(name: str, version: int) -> str:
+    """Name of a version's Deployment, Service and PodDisruptionBudget."""
+    return f"{name}-v{version}"
+
+
+def export_job_name(name: str, version: int, revision: str) -> str:
+    return f"{name}-v{version}-{revision}"
+
+
+def cleanup_job_name(name: str, revision: str) -> str:
+    return f"{name}-{revision}-delete"
+
+
+def artifact_uri(repository_uri: str, namespace: str, name: str, version: int, revision: str) -> str:
+    return f"{repository_uri.rstrip('/')}/{namespace}/{name}/{version}-{revision}"
+
+
+def owner_labels(name: str) -> dict[str, str]:
+    return {LABEL_MANAGED_BY: FIELD_MANAGER, LABEL_OWNER: name, "app.kubernetes.io/name": name}
+
+
+def child_labels(name: str, component: str, version: int | None = None) -> dict[str, str]:
+    labels = {**owner_labels(name), LABEL_COMPONENT: component}
+    if version is not None:
+        labels[LABEL_VERSION] = str(version)
+    return labels
+
+
+def pod_selector(name: str, version: int) -> dict[str, str]:
+    """Selector of a version's Triton pods. Immutable in a Deployment: never change it."""
+    return {LABEL_OWNER: name, LABEL_VERSION: str(version), LABEL_COMPONENT: "triton"}

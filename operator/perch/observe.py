@@ -1,0 +1,206 @@
+"""From watch caches to the planner's facts. Reads and interprets; decides nothing and writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from perch.builders.route import read_weights
+from perch.cache import Cache, Key
+from perch.kube import BUDGET, DEPLOYMENT, JOB, POD, ROUTE, SERVICE
+from perch.names import ANNOTATION_REVISION, ANNOTATION_SERVING_HASH, LABEL_COMPONENT, LABEL_VERSION
+from perch.observed import JobFacts, JobState, Observed, RouteFacts, ServingFacts
+from perch_exporter.contract import Outcome, Summary
+
+Raw = Mapping[str, Any]
+
+
+def observe(cache: Cache, owner: Key) -> Observed:
+    """Everything the planner needs to know about one ModelDeployment's children."""
+    pods = list(cache.children(POD, owner).values())
+    jobs = list(cache.children(JOB, owner).values())
+    servings = {}
+    for deployment in cache.children(DEPLOYMENT, owner).values():
+        facts = serving_facts(deployment, pods)
+        servings[facts.version] = facts
+    route = cache.children(ROUTE, owner).get(owner[1])
+    return Observed(
+        exports=tuple(job_facts(j, pods) for j in jobs if _label(j, LABEL_COMPONENT) == "export"),
+        cleanups=tuple(job_facts(j, pods) for j in jobs if _label(j, LABEL_COMPONENT) == "cleanup"),
+        servings=servings,
+        services={name: s["spec"] for name, s in cache.children(SERVICE, owner).items()},
+        budgets={name: b["spec"] for name, b in cache.children(BUDGET, owner).items()},
+        route=route_facts(route, owner[1]) if route else None,
+        gateway_api=cache.gateway_api,
+    )
+
+
+def job_facts(job: Raw, pods: Iterable[Raw]) -> JobFacts:
+    """An export or cleanup Job with the summary that its newest pod left as a termination message."""
+    status = job.get("status", {})
+    ended = {c["type"]: c for c in status.get("conditions", []) if c.get("status") == "True"}
+    end = ended.get("Complete") or ended.get("Failed")
+    state = JobState.SUCCEEDED if "Complete" in ended else JobState.FAILED if "Failed" in ended else JobState.RUNNING
+    if _leaving(job):
+        # Its name is taken until it is gone: as good as running.
+        state = JobState.RUNNING
+    uid = job["metadata"]["uid"]
+    own = sorted((p for p in pods if _controller(p) == uid), key=lambda p: p["metadata"]["creationTimestamp"])
+    newest = own[-1] if own else None
+    words = pod_words(newest) if newest else None
+    if state is JobState.FAILED and end is not None and end.get("reason") == "DeadlineExceeded":
+        words = f"{end.get('message', 'the Job ran too long')}: raise builder.activeDeadlineSeconds"
+    return JobFacts(
+        name=job["metadata"]["name"],
+        revision=job["metadata"].get("annotations", {}).get(ANNOTATION_REVISION, ""),
+        version=_version(job),
+        state=state,
+        summary=_summary(newest) if newest else None,
+        words=words,
+        finished_at=_time(end.get("lastTransitionTime")) if end else None,
+    )
+
+
+def serving_facts(deployment: Raw, pods: Iterable[Raw]) -> ServingFacts:
+    meta, spec, status = deployment["metadata"], deployment["spec"], deployment.get("status", {})
+    version = _version(deployment)
+    own = [p for p in pods if _label(p, LABEL_COMPONENT) == "triton" and _version(p) == version and not _leaving(p)]
+    words = [w for w in (pod_words(p) for p in own) if w]
+    words += [
+        c.get("message", "") for c in status.get("conditions", []) if c["type"] == "ReplicaFailure" and c.get("status") == "True"
+    ]
+    progressing: Raw = next((c for c in status.get("conditions", []) if c["type"] == "Progressing"), {})
+    annotations = meta.get("annotations", {})
+    return ServingFacts(
+        version=version or 0,
+        revision=annotations.get(ANNOTATION_REVISION, ""),
+        serving_hash=annotations.get(ANNOTATION_SERVING_HASH, ""),
+        replicas=spec.get("replicas", 1),
+        ready=status.get("readyReplicas", 0),
+        updated=status.get("updatedReplicas", 0),
+        current=status.get("observedGeneration", 0) >= meta.get("generation", 0),
+        deadline_exceeded=progressing.get("reason") == "ProgressDeadlineExceeded",
+        words=words[0] if words else None,
+    )
+
+
+def route_facts(route: Raw, name: str) -> RouteFacts:
+    """Accepted means: every Gateway that is named has accepted this very generation and found all its backends."""
+    spec = route["spec"]
+    generation = route["metadata"]["generation"]
+    parents = route.get("status", {}).get("parents", [])
+    accepted, reason, message = False, "AwaitingGateway", "no Gateway implementation has looked at the HTTPRoute yet"
+    verdicts = [_parent_verdict(ref, parents, generation) for ref in spec.get("parentRefs", [])]
+    if verdicts:
+        accepted, reason, message = min(verdicts, key=lambda v: v[0])
+    return RouteFacts(
+        weights=read_weights(spec, name),
+        spec=spec,
+        resource_version=route["metadata"]["resourceVersion"],
+        accepted=accepted,
+        reason=reason,
+        message=message,
+    )
+
+
+def _parent_verdict(ref: Raw, parents: Iterable[Raw], generation: int) -> tuple[bool, str, str]:
+    wanted = {k: ref.get(k) for k in ("name", "namespace", "sectionName", "port")}
+    label = f"Gateway {ref.get('namespace', '')}/{ref['name']}".replace(" /", " ")
+    for parent in parents:
+        found = parent.get("parentRef", {})
+        if any(found.get(k) != v for k, v in wanted.items() if v is not None):
+            continue
+        conditions = {c["type"]: c for c in parent.get("conditions", [])}
+        for kind in ("Accepted", "ResolvedRefs"):
+            condition = conditions.get(kind)
+            if condition is None or condition.get("observedGeneration", 0) < generation:
+                return False, "AwaitingGateway", f"{label} has not taken in the newest weights yet"
+            if condition["status"] != "True":
+                return False, condition["reason"], f"{label}: {condition.get('message') or condition['reason']}"
+        return True, "Accepted", f"{label} has accepted the route"
+    return False, "AwaitingGateway", f"{label} has not answered: does it exist, and does its listener admit this namespace?"
+
+
+# --- the pods' own words -------------------------------------------------------------------------------------------------
+
+
+def pod_words(pod: Raw) -> str | None:
+    """What keeps this pod from its work, in the words of the scheduler, the kubelet or the container itself."""
+    status = pod.get("status", {})
+    for condition in status.get("conditions", []):
+        if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
+            return f"Unschedulable: {condition.get('message', '')}"
+    said = None
+    for container in (*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])):
+        said = said or _container_words(container)
+    if said:
+        return said
+    if status.get("phase") == "Failed":
+        return status.get("message") or status.get("reason") or "the pod failed"
+    return None
+
+
+def _container_words(container: Raw) -> str | None:
+    name = container["name"]
+    state = container.get("state", {})
+    ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
+    waiting = state.get("waiting") or {}
+    if ended.get("exitCode", 0) == 0:
+        ended = {}
+    if ended.get("reason") == "OOMKilled":
+        return f"{name} was killed for want of memory: raise its memory limit"
+    message = _error_message(ended.get("message")) if ended else None
+    if waiting.get("reason") in (None, "PodInitializing", "ContainerCreating"):
+        return f"{name} ended with code {ended['exitCode']}: {message or ended.get('reason', '')}" if ended else None
+    if waiting["reason"] == "CrashLoopBackOff" and ended:
+        return f"{name} crashes again and again (CrashLoopBackOff), code {ended.get('exitCode')}: {message or ''}"
+    return f"{name}: {waiting['reason']}: {waiting.get('message', '')}"
+
+
+def _error_message(text: str | None) -> str | None:
+    """The sentence in a termination message: the exporter's summary, or the last line of a log."""
+    if not text:
+        return None
+    try:
+        summary = Summary.from_json(text)
+    except ValidationError:
+        return text.strip().splitlines()[-1][:500] if text.strip() else None
+    return f"{summary.error.message} ({summary.error.reason.value})" if summary.error else None
+
+
+def _summary(pod: Raw) -> Summary | None:
+    status = pod.get("status", {})
+    for container in (*status.get("containerStatuses", []), *status.get("initContainerStatuses", [])):
+        ended = container.get("state", {}).get("terminated") or {}
+        try:
+            summary = Summary.from_json(ended.get("message") or "")
+        except ValidationError:
+            continue
+        # Only publish speaks for the whole. Convert may run somebody's code: a success that it claims is worth nothing.
+        if summary.outcome is Outcome.FAILED or container["name"] == "publish":
+            return summary
+    return None
+
+
+def _label(obj: Raw, name: str) -> str:
+    return str(obj["metadata"].get("labels", {}).get(name, ""))
+
+
+def _version(obj: Raw) -> int | None:
+    text = _label(obj, LABEL_VERSION)
+    return int(text) if text.isdigit() else None
+
+
+def _controller(obj: Raw) -> str | None:
+    return next((r["uid"] for r in obj["metadata"].get("ownerReferences", []) if r.get("controller")), None)
+
+
+def _leaving(obj: Raw) -> bool:
+    return "deletionTimestamp" in obj["metadata"]
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

@@ -1,0 +1,126 @@
+"""What the planner sees: typed, frozen facts about one ModelDeployment and its children. `observe` fills them in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from perch_exporter.contract import Summary
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The ModelDeployment itself, less its spec and status."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    resource_version: str
+    finalizers: tuple[str, ...] = ()
+    deleting: bool = False
+
+
+@dataclass(frozen=True)
+class Installation:
+    """What the operator's own installation decides: images for new children, and the cluster's lasting name."""
+
+    cluster: str
+    exporter_image: str
+    artifacts_image: str
+    triton_image: str
+    image_pull_policy: str | None = None
+
+
+class JobState(StrEnum):
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """An export or cleanup Job, with its pods' last words."""
+
+    name: str
+    revision: str
+    state: JobState
+    version: int | None = None
+    summary: Summary | None = None
+    words: str | None = None
+    finished_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class ServingFacts:
+    """One version's Triton Deployment and its pods."""
+
+    version: int
+    revision: str
+    serving_hash: str
+    replicas: int
+    ready: int = 0
+    updated: int = 0
+    current: bool = True
+    """The Deployment controller has seen the present generation."""
+    deadline_exceeded: bool = False
+    words: str | None = None
+
+    @property
+    def full(self) -> bool:
+        """Every pod that is wanted is ready: the version may be given more traffic."""
+        return self.current and self.replicas > 0 and self.ready >= self.replicas
+
+    @property
+    def able(self) -> bool:
+        """At least one pod is ready: the traffic that it has is answered."""
+        return self.ready > 0
+
+    @property
+    def rolled(self) -> bool:
+        return self.full and self.updated >= self.replicas
+
+
+@dataclass(frozen=True)
+class RouteFacts:
+    """The HTTPRoute: its weights as they stand, and whether every Gateway has accepted them."""
+
+    weights: Mapping[int, int]
+    spec: Mapping[str, Any]
+    resource_version: str
+    accepted: bool
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Observed:
+    exports: tuple[JobFacts, ...] = ()
+    cleanups: tuple[JobFacts, ...] = ()
+    servings: Mapping[int, ServingFacts] = field(default_factory=dict)
+    services: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Service specs by name."""
+    budgets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """PodDisruptionBudget specs by name."""
+    route: RouteFacts | None = None
+    gateway_api: bool = True
+    """The cluster knows HTTPRoute."""
+    namespace_terminating: bool = False
+
+    def export_of(self, version: int, revision: str) -> JobFacts | None:
+        return next((j for j in self.exports if j.version == version and j.revision == revision), None)
+
+    def cleanup_of(self, revision: str) -> JobFacts | None:
+        return next((j for j in self.cleanups if j.revision == revision), None)
+
+
+def matches(wanted: Any, found: Any) -> bool:
+    """Whether `found` holds all that `wanted` says; what others or the API server's defaults added does not count."""
+    if isinstance(wanted, Mapping):
+        return isinstance(found, Mapping) and all(k in found and matches(v, found[k]) for k, v in wanted.items())
+    if isinstance(wanted, list):
+        return isinstance(found, list) and len(wanted) == len(found) and all(map(matches, wanted, found))
+    return bool(wanted == found)

@@ -1,0 +1,252 @@
+"""The loop: a keyed queue woken by watch events and by the plans' own deadlines; a pass is observe, plan, execute, write status.
+
+Level-triggered: a pass looks at how things stand, never at what changed. One ModelDeployment is never in two passes at once.
+Nothing polls: a settled ModelDeployment costs nothing until something of it changes or its next deadline comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+from pydantic import ValidationError
+
+from perch import metrics
+from perch.api import Phase, Spec, Status
+from perch.cache import Cache, Key, older
+from perch.execute import NamespaceTerminatingError, StaleError, execute, post_events, write_status
+from perch.kube import ApiError, Kube
+from perch.names import FINALIZER
+from perch.observe import observe
+from perch.observed import Identity, Installation
+from perch.plan import Plan, SetFinalizer, plan, plan_invalid, say_invalid
+from perch.status import with_failures
+
+log = logging.getLogger(__name__)
+
+WORKERS = 8
+RETRY_SECONDS = (1, 2, 5, 10, 30)
+REFUSED_RETRY_SECONDS = 30
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+class Queue:
+    """Keys that wait for a pass, each at most once; and a heap of keys that wait for a time."""
+
+    def __init__(self) -> None:
+        self._ready: asyncio.Queue[Key] = asyncio.Queue()
+        self._waiting: set[Key] = set()
+        self._busy: set[Key] = set()
+        self._again: set[Key] = set()
+        self._heap: list[tuple[float, int, Key]] = []
+        self._due: dict[Key, float] = {}
+        self._count = itertools.count()
+        self._heap_changed = asyncio.Event()
+
+    def add(self, key: Key) -> None:
+        """A pass over `key` will begin after now, even where one is under way."""
+        if key in self._busy:
+            self._again.add(key)
+        elif key not in self._waiting:
+            self._waiting.add(key)
+            self._ready.put_nowait(key)
+        metrics.QUEUE_DEPTH.set(len(self._waiting))
+
+    def add_after(self, key: Key, seconds: float) -> None:
+        """Wake `key` after so many seconds; its former deadline, if any, no longer counts."""
+        due = asyncio.get_running_loop().time() + max(seconds, 0.05)
+        self._due[key] = due
+        heapq.heappush(self._heap, (due, next(self._count), key))
+        self._heap_changed.set()
+
+    def no_deadline(self, key: Key) -> None:
+        self._due.pop(key, None)
+
+    async def take(self) -> Key:
+        key = await self._ready.get()
+        self._waiting.discard(key)
+        self._busy.add(key)
+        return key
+
+    def done(self, key: Key) -> None:
+        self._busy.discard(key)
+        if key in self._again:
+            self._again.discard(key)
+            self.add(key)
+
+    async def run_deadlines(self) -> None:
+        """Move keys whose time has come to the queue. Runs until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            while self._heap and self._heap[0][0] <= loop.time():
+                due, _, key = heapq.heappop(self._heap)
+                if self._due.get(key) == due:
+                    del self._due[key]
+                    self.add(key)
+            pause = self._heap[0][0] - loop.time() if self._heap else None
+            self._heap_changed.clear()
+            try:
+                await asyncio.wait_for(self._heap_changed.wait(), pause)
+            except TimeoutError:
+                continue
+
+
+class Reconciler:
+    """Holds the ModelDeployments that the watch brought, and runs passes over them."""
+
+    def __init__(
+        self, kube: Kube, installation: Installation, namespaces: tuple[str, ...], clock: Callable[[], datetime] = utc_now
+    ) -> None:
+        self._kube = kube
+        self._installation = installation
+        self._clock = clock
+        self._objects: dict[Key, dict[str, Any]] = {}
+        self._errors: Counter[Key] = Counter()
+        self.queue = Queue()
+        self.cache = Cache(kube, namespaces, self.queue.add)
+
+    def see(self, obj: Mapping[str, Any], deleted: bool) -> None:
+        """Take in an event of the ModelDeployment watch."""
+        key = (obj["metadata"]["namespace"], obj["metadata"]["name"])
+        if deleted:
+            self._objects.pop(key, None)
+            self._errors.pop(key, None)
+            self.queue.no_deadline(key)
+            return
+        self._take_in(key, dict(obj))
+        self.queue.add(key)
+
+    def _take_in(self, key: Key, obj: dict[str, Any]) -> None:
+        known = self._objects.get(key)
+        if known is None or not older(obj, known):
+            self._objects[key] = obj
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.cache.run(), name="caches")
+            await self.cache.synced()
+            group.create_task(self.queue.run_deadlines(), name="deadlines")
+            for number in range(WORKERS):
+                group.create_task(self._work(), name=f"worker {number}")
+
+    async def _work(self) -> None:
+        while True:
+            key = await self.queue.take()
+            try:
+                await self._guarded_pass(key)
+            finally:
+                self.queue.done(key)
+
+    async def _guarded_pass(self, key: Key) -> None:
+        """A pass whose errors concern this one ModelDeployment only: they are logged, counted and tried again later."""
+        with metrics.RECONCILE_SECONDS.time():
+            try:
+                await self._pass(key)
+            except StaleError as stale:
+                metrics.RECONCILES.labels("stale").inc()
+                log.info("%s/%s: %s", *key, stale)
+                self.queue.add_after(key, 0.2)
+            except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
+                self._retry(key)
+                log.warning("%s/%s: the API server did not take it, trying again: %s", *key, error)
+            except Exception:
+                self._retry(key)
+                log.exception("%s/%s: this is a defect of Perch; what serves is untouched", *key)
+            else:
+                self._errors.pop(key, None)
+                metrics.RECONCILES.labels("done").inc()
+        metrics.API_REQUESTS.set(self._kube.requests)
+
+    def _retry(self, key: Key) -> None:
+        metrics.RECONCILES.labels("error").inc()
+        self._errors[key] += 1
+        self.queue.add_after(key, RETRY_SECONDS[min(self._errors[key], len(RETRY_SECONDS)) - 1])
+
+    async def _pass(self, key: Key) -> None:
+        obj = self._objects.get(key)
+        if obj is None:
+            return
+        now = self._clock()
+        identity = read_identity(obj)
+        before = Status.model_validate(obj.get("status") or {})
+        decided = self._decide(obj, identity, before, now)
+        refused: list[str] = []
+        try:
+            refused = await execute(self._kube, self.cache, identity, decided.actions)
+        except NamespaceTerminatingError:
+            # Without the namespace no cleanup can run: let go, so that nothing hangs. Without a finalizer there is nothing to do.
+            if not identity.deleting or FINALIZER not in identity.finalizers:
+                return
+            decided = self._decide(obj, identity, before, now, namespace_terminating=True)
+            refused = await execute(self._kube, self.cache, identity, [a for a in decided.actions if isinstance(a, SetFinalizer)])
+        after = decided.status
+        if after is not None and not identity.deleting:
+            if refused:
+                after = with_failures(after, refused, now)
+            if after != before:
+                self._take_in(key, await write_status(self._kube, identity, after))
+        await post_events(self._kube, identity, decided.events, now)
+        self._schedule(key, decided, now, bool(refused))
+
+    def _decide(
+        self, obj: Mapping[str, Any], identity: Identity, before: Status, now: datetime, *, namespace_terminating: bool = False
+    ) -> Plan:
+        try:
+            spec = Spec.model_validate(obj["spec"])
+        except ValidationError as error:
+            if identity.deleting and FINALIZER in identity.finalizers:
+                return Plan((SetFinalizer(False),), before)
+            return plan_invalid(identity, before, say_invalid(error, "spec"), now)
+        observed = observe(self.cache, (identity.namespace, identity.name))
+        if namespace_terminating:
+            observed = type(observed)(**{**vars(observed), "namespace_terminating": True})
+        return plan(identity, spec, before, observed, self._installation, now)
+
+    def _schedule(self, key: Key, decided: Plan, now: datetime, refused: bool) -> None:
+        waits = [(decided.wake_at - now).total_seconds()] if decided.wake_at else []
+        if refused:
+            waits.append(REFUSED_RETRY_SECONDS)
+        if waits:
+            self.queue.add_after(key, min(waits))
+        else:
+            self.queue.no_deadline(key)
+
+    def count(self) -> None:
+        """Bring the gauges up to date; called when they are scraped."""
+        phases: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
+        for obj in self._objects.values():
+            status = Status.model_validate(obj.get("status") or {})
+            phases.update(v.phase.value for v in status.versions)
+            ready = status.condition("Ready")
+            reasons[ready.reason if ready else "Unseen"] += 1
+        for phase in Phase:
+            metrics.VERSIONS.labels(phase.value).set(phases[phase.value])
+        metrics.MODEL_DEPLOYMENTS.clear()
+        for reason, number in reasons.items():
+            metrics.MODEL_DEPLOYMENTS.labels(reason).set(number)
+        metrics.API_REQUESTS.set(self._kube.requests)
+
+
+def read_identity(obj: Mapping[str, Any]) -> Identity:
+    metadata = obj["metadata"]
+    return Identity(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata.get("generation", 0),
+        resource_version=metadata["resourceVersion"],
+        finalizers=tuple(metadata.get("finalizers", ())),
+        deleting="deletionTimestamp" in metadata,
+    )

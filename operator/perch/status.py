@@ -1,0 +1,289 @@
+"""Conditions and events, in kstatus' terms, from the facts of one pass. Pure.
+
+Ready, Available and TrafficAccepted are there with True or False; Reconciling and Stalled only while they hold. A message says
+what is the matter in the children's own words, and what to do next. lastTransitionTime moves only when a status flips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Literal
+
+from perch.api import Condition, Phase, Status, VersionStatus
+from perch.observed import RouteFacts
+from perch.traffic import NOT_READY, Readiness
+
+MESSAGE_LIMIT = 2048
+
+
+@dataclass(frozen=True)
+class Event:
+    kind: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class VersionFacts:
+    """One version after the pass has looked at its export and its pods."""
+
+    status: VersionStatus
+    readiness: Readiness = NOT_READY
+    rolled: bool = False
+    """Every pod runs what the spec says now."""
+    deadline_exceeded: bool = False
+    conflict: bool = False
+    """Pods of this number run another content: the entry was removed and put back changed."""
+    in_traffic: bool = False
+    removed: bool = False
+
+    def replace_status(self, status: VersionStatus) -> VersionFacts:
+        return replace(self, status=status)
+
+
+@dataclass(frozen=True)
+class Facts:
+    generation: int
+    stable: VersionFacts
+    canary: VersionFacts | None
+    canary_weight: int
+    present: Mapping[int, int]
+    """Weights above 0 in the route."""
+    target: Mapping[int, int]
+    serving: Mapping[int, bool] = field(default_factory=dict)
+    """Whether a version has at least one ready pod."""
+    routed: bool = True
+    route: RouteFacts | None = None
+    gateway_api: bool = True
+    removable: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    state: Literal["Ready", "Reconciling", "Stalled"]
+    reason: str
+    message: str
+
+
+def build_conditions(
+    facts: Facts | str, previous: Sequence[Condition], now: datetime, generation: int | None = None
+) -> list[Condition]:
+    """All conditions of one pass; a string instead of facts is why the spec could not be read."""
+    if isinstance(facts, str):
+        kept = [c for c in previous if c.type in ("Available", "TrafficAccepted")]
+        wanted = [
+            ("Ready", False, "InvalidSpec", facts),
+            ("Stalled", True, "InvalidSpec", facts),
+            *((c.type, c.status == "True", c.reason, c.message) for c in kept),
+        ]
+        return _stamp(wanted, previous, now, generation or 0)
+    verdict = judge(facts)
+    wanted = [("Ready", verdict.state == "Ready", verdict.reason, verdict.message)]
+    if verdict.state == "Reconciling":
+        wanted.append(("Reconciling", True, verdict.reason, verdict.message))
+    if verdict.state == "Stalled":
+        wanted.append(("Stalled", True, verdict.reason, verdict.message))
+    wanted.append(("Available", *_available(facts)))
+    if facts.routed:
+        wanted.append(("TrafficAccepted", *_traffic_accepted(facts)))
+    return _stamp(wanted, previous, now, facts.generation)
+
+
+def judge(facts: Facts) -> Verdict:
+    """The one sentence about the whole: what is broken first, then what is under way, then that all is well."""
+    pair = [facts.stable] + ([facts.canary] if facts.canary else [])
+    for version in pair:
+        if verdict := _stalled(version):
+            return verdict
+    for version in pair:
+        if verdict := _under_way(version):
+            return verdict
+    return _traffic_under_way(facts) or _well(facts)
+
+
+def _stalled(facts: VersionFacts) -> Verdict | None:
+    number, said = facts.status.version, facts.status.message or "no reason given"
+    if facts.conflict:
+        return Verdict(
+            "Stalled",
+            "VersionReused",
+            f"version {number} was removed and put back with other content while pods of the former one still run: "
+            "list it under a new version number (the former pods go on serving)",
+        )
+    if facts.status.phase is Phase.FAILED and facts.status.retry_at is None:
+        return Verdict(
+            "Stalled",
+            "ExportFailed",
+            f"version {number} cannot be exported: {said}. What served goes on serving; mend the checkpoint or its entry and "
+            "list it under a new version number",
+        )
+    if facts.deadline_exceeded and not facts.rolled:
+        return Verdict("Stalled", "ProgressDeadlineExceeded", f"version {number} does not become ready: {said}")
+    return None
+
+
+def _under_way(facts: VersionFacts) -> Verdict | None:
+    number, status = facts.status.version, facts.status
+    said = f": {status.message}" if status.message else ""
+    if status.phase is Phase.FAILED:
+        return Verdict(
+            "Reconciling",
+            "ExportRetrying",
+            f"version {number}: the export failed and is tried again at {status.retry_at}{said}",
+        )
+    if status.artifact_digest is None:
+        return Verdict("Reconciling", "Exporting", f"version {number} is being exported{said}")
+    if not facts.readiness.full:
+        return Verdict(
+            "Reconciling",
+            "Starting",
+            f"version {number}: {status.ready_replicas} of {status.replicas} pods are ready{said}",
+        )
+    if not facts.rolled:
+        return Verdict("Reconciling", "RollingUpdate", f"version {number} is taking over the new runtime{said}")
+    return None
+
+
+def _traffic_under_way(facts: Facts) -> Verdict | None:
+    if not facts.routed:
+        return None
+    accepted, reason, message = _traffic_accepted(facts)
+    if accepted and dict(facts.present) == dict(facts.target):
+        return None
+    if not facts.gateway_api or facts.route is not None:
+        return Verdict("Reconciling", reason if not accepted else "ShiftingTraffic", message)
+    return Verdict("Reconciling", "ShiftingTraffic", "the HTTPRoute is being written")
+
+
+def _well(facts: Facts) -> Verdict:
+    stable = facts.stable.status.version
+    hint = ""
+    if facts.removable:
+        names = ", ".join(map(str, facts.removable))
+        hint = f"; no traffic names version {names}: a revert may, or remove it from spec.versions"
+    if facts.canary is None:
+        return Verdict("Ready", "Serving", f"version {stable} serves all traffic{hint}")
+    canary = facts.canary.status.version
+    if facts.canary_weight == 100:
+        return Verdict(
+            "Ready",
+            "AwaitingPromotion",
+            f"version {canary} serves all traffic as the canary: commit traffic {{stable: {canary}}} to finish the release",
+        )
+    return Verdict(
+        "Ready",
+        "SplitHeld",
+        f"versions {stable} and {canary} share the traffic {100 - facts.canary_weight} to {facts.canary_weight}, held until "
+        f"Git says otherwise: commit traffic {{stable: {canary}}} to promote, {{stable: {stable}}} to go back",
+    )
+
+
+def _available(facts: Facts) -> tuple[bool, str, str]:
+    voters = sorted(facts.present) or [facts.stable.status.version]
+    down = [v for v in voters if not facts.serving.get(v, False)]
+    if not down:
+        names = " and ".join(map(str, voters))
+        return True, "PodsReady", f"version {names} answers"
+    names = " and ".join(map(str, down))
+    return False, "NoReadyPods", f"version {names} has no ready pod"
+
+
+def _traffic_accepted(facts: Facts) -> tuple[bool, str, str]:
+    if not facts.gateway_api:
+        return (
+            False,
+            "GatewayAPIMissing",
+            "the cluster has no HTTPRoute (gateway.networking.k8s.io/v1): install Gateway API and an implementation of it; "
+            "until then the versions' Services answer",
+        )
+    if facts.route is None:
+        return False, "NotRouted", "no traffic is routed before the stable version is ready"
+    return facts.route.accepted, facts.route.reason, facts.route.message
+
+
+def with_failures(status: Status, failures: Sequence[str], now: datetime) -> Status:
+    """The status where the API server refused writes: what it said comes first, since nothing else moves until it is mended."""
+    message = "the API server refused: " + "; ".join(failures)
+    kept = [c for c in status.conditions if c.type not in ("Ready", "Reconciling")]
+    wanted = [
+        ("Ready", False, "ApplyFailed", message),
+        ("Reconciling", True, "ApplyFailed", message),
+        *((c.type, c.status == "True", c.reason, c.message) for c in kept),
+    ]
+    conditions = _stamp(wanted, status.conditions, now, status.observed_generation)
+    return status.model_copy(update={"conditions": conditions})
+
+
+def _stamp(
+    wanted: Sequence[tuple[str, bool, str, str]], previous: Sequence[Condition], now: datetime, generation: int
+) -> list[Condition]:
+    before = {c.type: c for c in previous}
+    conditions = []
+    for kind, holds, reason, message in wanted:
+        status: Literal["True", "False"] = "True" if holds else "False"
+        old = before.get(kind)
+        conditions.append(
+            Condition(
+                type=kind,
+                status=status,
+                reason=reason,
+                message=message[:MESSAGE_LIMIT],
+                observed_generation=generation,
+                last_transition_time=old.last_transition_time if old and old.status == status else format_time(now),
+            )
+        )
+    return conditions
+
+
+def build_events(before: Status, after: Status) -> tuple[Event, ...]:
+    """One event for each transition between two statuses."""
+    events: list[Event] = []
+    for version in after.versions:
+        old = before.of(version.version)
+        if old is None or old.phase is not version.phase or old.artifact_revision != version.artifact_revision:
+            if event := _phase_event(version, old):
+                events.append(event)
+    for old in before.versions:
+        if after.of(old.version) is None:
+            events.append(Event("Normal", "VersionGone", f"version {old.version} and its children are gone"))
+    if before.weights.accepted != after.weights.accepted and after.weights.accepted:
+        split = ", ".join(f"version {w.version}: {w.weight} %" for w in after.weights.accepted)
+        events.append(Event("Normal", "TrafficShifted", f"the Gateway has accepted {split}"))
+    old_ready, ready = before.condition("Ready"), after.condition("Ready")
+    if ready and (old_ready is None or (old_ready.status, old_ready.reason) != (ready.status, ready.reason)):
+        trouble = after.condition("Stalled") is not None or ready.reason in ("ApplyFailed", "ExportRetrying")
+        events.append(Event("Warning" if trouble else "Normal", ready.reason, ready.message))
+    return tuple(events)
+
+
+def _phase_event(version: VersionStatus, old: VersionStatus | None) -> Event | None:
+    number = version.version
+    match version.phase:
+        case Phase.EXPORTING:
+            return Event("Normal", "ExportStarted", f"version {number}: export {version.artifact_revision} started")
+        case Phase.FAILED:
+            return Event("Warning", "ExportFailed", f"version {number}: {version.message}")
+        case Phase.PUBLISHED if old is None or old.artifact_digest is None:
+            parity = version.parity
+            figures = f", parity {parity.verdict} at {parity.max_absolute_error}" if parity else ""
+            return Event("Normal", "VersionPublished", f"version {number}: {version.artifact_uri}{figures}")
+        case Phase.PUBLISHED:
+            return Event("Normal", "VersionScaledAway", f"version {number} left the traffic, its pods are gone")
+        case Phase.STARTING:
+            return Event("Normal", "VersionStarting", f"version {number}: {version.replicas} pods are starting")
+        case Phase.SERVING:
+            return Event("Normal", "VersionReady", f"version {number}: every pod has proven itself")
+        case Phase.DRAINING:
+            return Event("Normal", "VersionDraining", f"version {number} left the traffic")
+        case Phase.DELETING:
+            return Event("Normal", "ArtifactDeleting", f"version {number}: its artefact is being erased")
+
+
+def format_time(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse_time(text: str) -> datetime:
+    return datetime.fromisoformat(text)

@@ -1,0 +1,66 @@
+"""Who gets how much traffic. Pure arithmetic, the most careful part of Perch.
+
+Invariants (property-tested): weights sum to 100; no weight rises on a version that is not ready; at most two versions have
+weight; when nothing can be improved the present weights stay, since all-zero and not-ready are both lost requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """`full`: all pods ready, more traffic is welcome. `able`: some are, the present traffic is answered.
+    `settled`: no more pods will come soon (the progress deadline has passed), so what is ready must do."""
+
+    full: bool = False
+    able: bool = False
+    settled: bool = False
+
+
+NOT_READY = Readiness()
+
+
+def decide_weights(
+    stable: int,
+    canary: int | None,
+    canary_weight: int,
+    readiness: Mapping[int, Readiness],
+    present: Mapping[int, int],
+) -> dict[int, int] | None:
+    """Return the weights to set now, in percent by version, or None while nothing has ever been ready.
+
+    `present` are the weights in the route, empty when there is none. Only versions in traffic's `stable` and `canary` ever gain
+    weight; a version that is in neither only ever loses it, and only to a ready stable.
+
+    - stable ready, canary ready: the split that was asked for;
+    - stable ready, canary not: all to stable (a first canary waits, a broken one is taken out);
+    - stable ready in part only: it gains nothing while somebody else answers, unless no more of its pods will come;
+    - stable not ready: the present weights stay, whoever has them. A canary is never given more because stable broke: it was
+      trusted with its share only. At weight 100 the canary does not need stable.
+    """
+    share = 0
+    if canary is not None:
+        trial = readiness.get(canary, NOT_READY)
+        if trial.full or (trial.able and present.get(canary, 0) >= canary_weight):
+            share = canary_weight
+    if share == 100 and canary is not None:
+        return {stable: 0, canary: 100}
+    base = readiness.get(stable, NOT_READY)
+    others_down = not any(
+        weight > 0 and readiness.get(version, NOT_READY).able for version, weight in present.items() if version != stable
+    )
+    few_must_do = present.get(stable, 0) >= 100 - share or base.settled or others_down
+    if not (base.full or (base.able and few_must_do)):
+        return _held(present)
+    weights = {stable: 100 - share}
+    if canary is not None:
+        weights[canary] = share
+    return weights
+
+
+def _held(present: Mapping[int, int]) -> dict[int, int] | None:
+    kept = dict(present)
+    return kept if sum(kept.values()) == 100 else None

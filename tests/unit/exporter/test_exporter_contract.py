@@ -1,0 +1,159 @@
+"""The contract: what it refuses, that both languages of it agree, and that a summary always fits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import jsonschema
+import pytest
+from exporter_builders import document, request
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from perch_exporter import contract
+from perch_exporter.contract import ErrorReport, ExportRequest, Outcome, Parity, Reason, Step, Summary, Verdict
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("an unknown field", {"batchSize": 3}, "batchSize"),
+    ("an unknown field further down", {"triton__maxBatch": 3}, "maxBatch"),
+    ("another schema", {"schema": "perch.dev/export-request/v2"}, "schema"),
+    ("a checkpoint by http", {"checkpoint__uri": "http://host/v1.pt"}, "checkpoint.uri"),
+    ("a URI with a quote", {"checkpoint__uri": 's3://b/"x'}, "checkpoint.uri"),
+    ("a URI with a line break at its end", {"destination__uri": "s3://b/x\n"}, "destination.uri"),
+    ("a short sha256", {"checkpoint__sha256": "ab"}, "checkpoint.sha256"),
+    ("an upper-case sha256", {"checkpoint__sha256": "A" * 64}, "checkpoint.sha256"),
+    ("an unknown checkpoint format", {"checkpoint__format": "Pickle"}, "checkpoint.format"),
+    ("an architecture from elsewhere", {"architecture__name": "timm:resnet18"}, "architecture.name"),
+    ("a parameter in snake_case", {"architecture__parameters": {"num_classes": 10}}, "architecture.parameters"),
+    ("a list as a parameter", {"architecture__parameters": {"sizes": [1]}}, "architecture.parameters"),
+    ("a model name that climbs", {"modelName": "../x"}, "modelName"),
+    ("a model name of two lines", {"modelName": "a\nb"}, "modelName"),
+    ("version 0", {"version": 0}, "version"),
+    ("a long revision", {"artifactRevision": "0123abcd0"}, "artifactRevision"),
+    ("another data type", {"inputs": [{"name": "x", "dataType": "INT8", "shape": [1]}]}, "inputs.0.dataType"),
+    ("a dimension of 0", {"inputs": [{"name": "x", "dataType": "FP32", "shape": [0]}]}, "dimension is 1 or more"),
+    ("a dimension of -2", {"inputs": [{"name": "x", "dataType": "FP32", "shape": [-2]}]}, "inputs.0.shape.0"),
+    ("no inputs", {"inputs": []}, "inputs"),
+    ("one name twice", {"outputs": [{"name": "image", "dataType": "FP32", "shape": [10]}]}, "used twice: image"),
+    ("an old opset", {"conversion__opset": 11}, "conversion.opset"),
+    ("INT8", {"conversion__precision": "INT8"}, "conversion.precision"),
+    ("a tolerance of 0", {"verification__parity__absoluteTolerance": "0.0"}, "above 0"),
+    ("a tolerance as a number", {"verification__parity__absoluteTolerance": 0.1}, "absoluteTolerance"),
+    ("a tolerance that is no number", {"verification__parity__relativeTolerance": "nan"}, "relativeTolerance"),
+    ("batching where nothing is batched", {"triton": {"maxBatchSize": 0, "dynamicBatching": {}}}, "maxBatchSize"),
+    (
+        "a preferred batch above the largest",
+        {"triton": {"maxBatchSize": 4, "dynamicBatching": {"preferredBatchSizes": [2, 8]}}},
+        r"\[8\] are above maxBatchSize 4",
+    ),
+    ("no instances", {"triton__instanceCount": 0}, "triton.instanceCount"),
+    ("an unknown kind of instance", {"triton__instanceKind": "TPU"}, "triton.instanceKind"),
+]
+
+
+@pytest.mark.parametrize(("changes", "says"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
+def test_a_request_is_refused_for(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        ExportRequest.from_json(json.dumps(document(**changes)))
+
+
+def test_a_good_request_survives_the_way_through_json_and_its_schema() -> None:
+    once = request(
+        architecture__parameters={"numClasses": 10, "transform": True, "dropout": 0.5, "norm": "batch"},
+        triton={"maxBatchSize": 8, "dynamicBatching": {"maxQueueDelayMicroseconds": 5, "preferredBatchSizes": [4, 8]}},
+    )
+    again = ExportRequest.from_json(once.to_json())
+    assert again == once
+    assert [type(value) for value in again.architecture.parameters.values()] == [int, bool, float, str]
+    jsonschema.validate(json.loads(once.to_json()), contract.json_schemas()["perch.dev/export-request/v1"])
+
+
+def test_defaults_are_filled_in_and_stand_in_the_json() -> None:
+    content = json.loads(request().to_json())
+    assert content["verification"] == {"parity": {"absoluteTolerance": "1e-3", "relativeTolerance": "1e-3"}}
+    assert content["conversion"] == {"target": "ONNX", "precision": "FP32"}
+    assert content["triton"]["instanceKind"] == "AUTO"
+
+
+def test_the_contract_imports_nothing_heavy() -> None:
+    """The operator imports it, and its image has none of these."""
+    heavy = ["torch", "numpy", "boto3", "botocore", "tritonclient", "typer"]
+    code = f"import sys, perch_exporter.contract; print([name for name in {heavy} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_path())
+    assert found.stdout.strip() == "[]"
+
+
+def _path() -> dict[str, str]:
+    return {"PYTHONPATH": ":".join(path for path in sys.path if path)}
+
+
+def test_retryable_reasons_are_those_that_time_may_mend() -> None:
+    assert {reason for reason in Reason if reason.retryable} == {
+        Reason.STORE_UNREACHABLE,
+        Reason.STORE_REFUSED,
+        Reason.ACCESS_DENIED,
+        Reason.BUCKET_NOT_FOUND,
+        Reason.OBJECT_NOT_FOUND,
+        Reason.UNEXPECTED,
+    }
+
+
+# No lone surrogates: StepFailed's one_line() takes them away, tested with the command line.
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=4096)
+URI = "s3://" + "b" * 1019
+
+
+@given(message=TEXT, parity=TEXT, stretch=st.integers(1, 4), full=st.booleans())
+def test_a_summary_always_fits_and_stays_json_of_its_schema(message: str, parity: str, stretch: int, full: bool) -> None:
+    summary = Summary(
+        outcome=Outcome.FAILED,
+        artifact_uri=URI if full else None,
+        artifact_digest="sha256:" + "0" * 64,
+        size_bytes=2**63 - 1,
+        parity=Parity(verdict=Verdict.FAILED, message=parity, samples=16, max_absolute_error=1e308, max_relative_error=1e-308),
+        tooling=contract.Tooling(torch="1" * 64, onnx="1" * 64, onnxruntime="1" * 64, opset=18),
+        seconds=contract.StepSeconds(fetch=1 / 3, convert=1 / 3, publish=1 / 3),
+        error=ErrorReport(reason=Reason.PARITY_FAILED, message=message * stretch, retryable=False, step=Step.CONVERT),
+    )
+    text = summary.to_json()
+    assert len(text.encode()) <= contract.SUMMARY_LIMIT
+    jsonschema.validate(json.loads(text), contract.json_schemas()["perch.dev/summary/v1"])
+    read = Summary.from_json(text)
+    assert read.error is not None
+    if len(summary.model_dump_json(exclude_none=True).encode()) <= contract.SUMMARY_LIMIT:
+        assert read == summary
+    else:
+        assert read.error.message[:50] == message[: len(read.error.message[:50])]
+
+
+def test_a_shortened_message_keeps_its_beginning_and_its_end() -> None:
+    text = contract.shorten("begin " + "x" * 5000 + " end", 100)
+    assert text.startswith("begin ")
+    assert text.endswith(" end")
+    assert len(text) <= 100
+
+
+@pytest.mark.parametrize(
+    ("what", "fields"),
+    [
+        ("a failure without an error", {"outcome": "Failed"}),
+        ("a success with an error", {"outcome": "Published", "error": {"reason": "Unexpected"}}),
+        ("a success without a digest", {"outcome": "Published", "artifactUri": "s3://b/x"}),
+    ],
+)
+def test_a_summary_is_refused_that_is(what: str, fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Summary.from_json(json.dumps(fields))
+
+
+@pytest.mark.parametrize("path", ["../x", "/x", "a/../b", "a//b", "a/", ".hidden", "a\\b", "a b", ""])
+def test_a_manifest_names_no_file_outside_its_prefix(path: str) -> None:
+    entry = contract.FileEntry(sha256="a" * 64, size=1)
+    adapter = TypeAdapter(dict[contract.ArtifactPath, contract.FileEntry])
+    adapter.validate_python({"model/digits/1/model.onnx": entry})
+    with pytest.raises(ValidationError):
+        adapter.validate_python({path: entry})

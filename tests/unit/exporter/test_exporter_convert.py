@@ -1,0 +1,384 @@
+"""convert with the real torch: what a good checkpoint becomes, and how every bad one ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from exporter_builders import file_request, request
+
+from perch_exporter.contract import (
+    Architecture,
+    CheckpointFormat,
+    ExportRequest,
+    Location,
+    Outcome,
+    Reason,
+    Summary,
+    Verdict,
+)
+from perch_exporter.failure import StepFailed
+from perch_exporter.samples import load_golden
+from perch_exporter.workspace import FIGURES, MODEL, Workspace
+
+pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch", reason="needs the exporter image's environment: torch is not installed here")
+
+import onnxruntime  # noqa: E402
+import safetensors.torch  # noqa: E402
+
+from perch_exporter import convert as convert_step  # noqa: E402
+from perch_exporter.architectures import LeNet5, build_model  # noqa: E402
+from perch_exporter.checkpoint import load_model, read_state_dict  # noqa: E402
+from perch_exporter.convert import ask, convert  # noqa: E402
+from perch_exporter.download import download  # noqa: E402
+from perch_exporter.fetch import fetch  # noqa: E402
+from perch_exporter.publish import publish  # noqa: E402
+
+
+@pytest.fixture
+def lenet() -> Any:
+    torch.manual_seed(0)
+    return LeNet5().eval()
+
+
+def saved(content: object, root: Path, name: str = "v1.pt") -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    torch.save(content, root / name)
+    return root / name
+
+
+def export(asked: ExportRequest, root: Path) -> Summary:
+    workspace = Workspace(root)
+    fetch(asked, workspace, {})
+    if not workspace.published():
+        convert(asked, workspace)
+    return publish(asked, workspace, {})
+
+
+def converted(asked: ExportRequest, root: Path) -> Workspace:
+    workspace = Workspace(root / "work")
+    fetch(asked, workspace, {})
+    convert(asked, workspace)
+    return workspace
+
+
+def test_lenet5_goes_the_whole_way_and_answers_as_the_checkpoint(lenet: Any, tmp_path: Path) -> None:
+    asked = file_request(tmp_path, saved(lenet.state_dict(), tmp_path))
+    summary = export(asked, tmp_path / "work")
+    assert summary.outcome is Outcome.PUBLISHED
+    assert summary.parity is not None
+    assert summary.parity.verdict is Verdict.PASSED
+    assert (summary.parity.max_relative_error or 1) < 1e-5
+    assert summary.parity.top1_agreement == 1
+    assert summary.tooling is not None
+    assert summary.tooling.opset == 18
+
+    assert summary.artifact_digest
+    download(Location(uri=asked.destination.uri), summary.artifact_digest, tmp_path / "pod", {})
+    session = onnxruntime.InferenceSession(tmp_path / "pod/models/digits/1/model.onnx")
+    assert [(tensor.name, tensor.shape[1:]) for tensor in session.get_inputs()] == [("image", [1, 28, 28])]
+    images = np.random.default_rng(5).standard_normal((11, 1, 28, 28)).astype(np.float32)
+    with torch.inference_mode():
+        expected = lenet(torch.from_numpy(images)).numpy()
+    assert np.allclose(session.run(["logits"], {"image": images})[0], expected, atol=1e-5)
+    golden = load_golden(tmp_path / "pod/golden/golden.npz")
+    with torch.inference_mode():
+        expected = lenet(torch.from_numpy(golden.inputs["image"])).numpy()
+    assert np.allclose(golden.outputs["logits"], expected, atol=1e-6), "golden answers are the checkpoint's own"
+
+    assert export(asked, tmp_path / "again").outcome is Outcome.ALREADY_PUBLISHED
+
+
+def test_two_exports_of_one_checkpoint_give_the_same_bytes(lenet: Any, tmp_path: Path) -> None:
+    asked = file_request(tmp_path, saved(lenet.state_dict(), tmp_path))
+    first, second = (converted(asked, tmp_path / name).output for name in ("first", "second"))
+    for name in (MODEL, "golden.npz"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_safetensors_and_the_old_pickle_form_and_half_precision_are_read_alike(lenet: Any, tmp_path: Path) -> None:
+    safetensors.torch.save_file(lenet.state_dict(), tmp_path / "v1.safetensors")
+    torch.save(lenet.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    torch.save({key: value.half() for key, value in lenet.state_dict().items()}, tmp_path / "half.pt")
+    for name, form in (("v1.safetensors", "SafeTensors"), ("old.pt", "StateDict"), ("half.pt", "StateDict")):
+        weights = read_state_dict(tmp_path / name, CheckpointFormat(form))
+        model = load_model(LeNet5, weights)
+        for key, value in lenet.state_dict().items():
+            assert model.state_dict()[key].dtype == torch.float32
+            assert torch.allclose(model.state_dict()[key], value, atol=1e-3)
+
+
+def test_the_exporter_leaves_no_path_of_its_own_in_the_model(lenet: Any, tmp_path: Path) -> None:
+    asked = file_request(tmp_path, saved(lenet.state_dict(), tmp_path))
+    content = (converted(asked, tmp_path).output / MODEL).read_bytes()
+    assert b"perch_exporter" not in content
+    assert b"site-packages" not in content
+
+
+PICTURE = {"name": "image", "dataType": "FP32", "shape": [3, -1, -1]}
+
+
+def test_a_torchvision_model_with_dynamic_sizes_is_proven_at_two_sizes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    architecture = {"name": "torchvision:squeezenet1_1", "parameters": {"numClasses": 10}}
+    model = build_model(Architecture.model_validate(architecture), [])
+    asked = file_request(tmp_path, saved(model.state_dict(), tmp_path), architecture=architecture, inputs=[PICTURE])
+    output = converted(asked, tmp_path).output
+    session = onnxruntime.InferenceSession(output / MODEL)
+    images = np.random.default_rng(5).standard_normal((2, 3, 192, 160)).astype(np.float32)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(images)).numpy()
+    actual = ask(session, ["logits"], {"image": images}, 2)["logits"]
+    assert np.abs(actual - expected).max() < 1e-4 * np.ptp(expected)
+
+
+def test_a_size_that_the_architecture_fixes_is_not_exported_as_dynamic(lenet: Any, tmp_path: Path) -> None:
+    picture = {"name": "image", "dataType": "FP32", "shape": [1, 28, -1]}
+    asked = file_request(tmp_path, saved(lenet.state_dict(), tmp_path), inputs=[picture])
+    with pytest.raises(StepFailed) as caught:
+        converted(asked, tmp_path)
+    assert caught.value.reason in (Reason.SHAPE_MISMATCH, Reason.EXPORT_FAILED)
+
+
+@pytest.mark.parametrize("auxiliary", [True, False], ids=["with", "without"])
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_auxiliary_heads_may_be_in_the_checkpoint_or_not(name: str, auxiliary: bool) -> None:
+    import torchvision.models
+
+    model = torchvision.models.get_model(name, weights=None, init_weights=False, aux_logits=auxiliary)
+    architecture = Architecture(name=f"torchvision:{name}")
+    weights = model.state_dict()
+    loaded = load_model(lambda: build_model(architecture, weights.keys()), weights)
+    size = 299 if name == "inception_v3" else 224
+    with torch.inference_mode():
+        assert loaded(torch.zeros(2, 3, size, size)).shape == (2, 1000)
+
+
+MISMATCHES: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
+    ("keys are missing", lambda weights: weights.pop("f6.bias"), r"1 missing \(f6.bias\)"),
+    ("keys are unexpected", lambda weights: weights.update(extra=torch.zeros(1)), r"1 unexpected \(extra\)"),
+    (
+        "all keys begin with module.",
+        lambda weights: [weights.update({f"module.{key}": weights.pop(key)}) for key in list(weights)],
+        "begin with module.",
+    ),
+    (
+        "the class count is another",
+        lambda weights: weights.update({"output.weight": torch.zeros(7, 84), "output.bias": torch.zeros(7)}),
+        "has 7 classes and the architecture 10.*numClasses to 7",
+    ),
+    (
+        "a shape is another",
+        lambda weights: weights.update({"c1.weight": torch.zeros(6, 3, 5, 5)}),
+        r"c1.weight: checkpoint \[6, 3, 5, 5\], architecture \[6, 1, 5, 5\]",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), [case[1:] for case in MISMATCHES], ids=[case[0] for case in MISMATCHES])
+def test_a_checkpoint_does_not_fit_when(
+    change: Callable[[dict[str, Any]], None], says: str, lenet: Any, tmp_path: Path
+) -> None:
+    weights = dict(lenet.state_dict())
+    change(weights)
+    with pytest.raises(StepFailed, match=says) as caught:
+        converted(file_request(tmp_path, saved(weights, tmp_path)), tmp_path)
+    assert caught.value.reason is Reason.CHECKPOINT_MISMATCH
+
+
+class Malice:
+    """A pickle that writes a file and tells the environment to it, where it is let to run."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"env > {self.target}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip form", "old form"])
+def test_a_malicious_pickle_does_not_run_and_the_way_out_is_told(zipped: bool, tmp_path: Path) -> None:
+    target = tmp_path / "stolen"
+    path = tmp_path / "evil.pt"
+    torch.save({"c1.weight": Malice(target)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(StepFailed, match="was not opened.*safetensors") as caught:
+        converted(file_request(tmp_path, path), tmp_path)
+    assert caught.value.reason is Reason.UNSAFE_CHECKPOINT
+    assert not target.exists()
+
+    # The control: read without the protection, this very file does its harm.
+    torch.load(path, weights_only=False)
+    assert "PATH=" in target.read_text()
+
+
+@dataclasses.dataclass
+class Settings:
+    """An innocent class of the user's own, which weights_only refuses as well."""
+
+    rate: float = 0.1
+
+
+def _bytes(content: bytes) -> Callable[[Path], Path]:
+    def write(path: Path) -> Path:
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+def _torch(content: object) -> Callable[[Path], Path]:
+    def write(path: Path) -> Path:
+        torch.save(content, path)
+        return path
+
+    return write
+
+
+def _torchscript(path: Path) -> Path:
+    torch.jit.script(LeNet5()).save(path)
+    return path
+
+
+def _truncated(path: Path) -> Path:
+    torch.save(LeNet5().state_dict(), path)
+    path.write_bytes(path.read_bytes()[:5000])
+    return path
+
+
+UNREADABLE: list[tuple[str, str, Callable[[Path], Path], Reason, str]] = [
+    ("an empty file", "StateDict", _bytes(b""), Reason.CHECKPOINT_UNREADABLE, ""),
+    ("random bytes", "StateDict", _bytes(bytes(range(256)) * 40), Reason.CHECKPOINT_UNREADABLE, ""),
+    ("a truncated file", "StateDict", _truncated, Reason.CHECKPOINT_UNREADABLE, ""),
+    ("a text", "StateDict", _bytes(b"version https://git-lfs"), Reason.CHECKPOINT_UNREADABLE, ""),
+    ("a plain pickle of os.system", "StateDict", _bytes(pickle.dumps(os.system)), Reason.UNSAFE_CHECKPOINT, "system"),
+    ("a class of the user's own", "StateDict", _torch({"a": Settings()}), Reason.UNSAFE_CHECKPOINT, "Settings"),
+    ("a whole module", "StateDict", _torch(torch.nn.Linear(2, 2)), Reason.UNSAFE_CHECKPOINT, "Linear"),
+    ("a training checkpoint", "StateDict", _torch({"epoch": 3, "model": {"w": torch.zeros(1)}}),
+     Reason.CHECKPOINT_UNREADABLE, "epoch, model are no dense tensor"),
+    ("a bare tensor", "StateDict", _torch(torch.zeros(3)), Reason.CHECKPOINT_UNREADABLE, "of type Tensor"),
+    ("nothing", "StateDict", _torch({}), Reason.CHECKPOINT_UNREADABLE, "holds nothing"),
+    ("a sparse tensor", "StateDict", _torch({"w": torch.eye(3).to_sparse()}), Reason.CHECKPOINT_UNREADABLE, "w is no"),
+    ("a TorchScript archive", "StateDict", _torchscript, Reason.CHECKPOINT_UNREADABLE, "TorchScript"),
+    ("a pickle called safetensors", "SafeTensors", _torch({"w": torch.zeros(1)}), Reason.CHECKPOINT_UNREADABLE,
+     "not a safetensors file"),
+    ("a safetensors header that lies", "SafeTensors", _bytes((2**40).to_bytes(8, "little") + b"{}"),
+     Reason.CHECKPOINT_UNREADABLE, "not a safetensors file"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("form", "write", "reason", "says"), [case[1:] for case in UNREADABLE], ids=[case[0] for case in UNREADABLE]
+)
+def test_a_checkpoint_is_refused_that_is(
+    form: str, write: Callable[[Path], Path], reason: Reason, says: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "checkpoint")
+    with pytest.raises(StepFailed) as caught:
+        read_state_dict(path, CheckpointFormat(form))
+    assert caught.value.reason is reason
+    assert not reason.retryable
+    assert says in caught.value.message
+
+
+ARCHITECTURES = [
+    ("an unknown name", {"name": "torchvision:resnet19"}, Reason.UNKNOWN_ARCHITECTURE, "did you mean resnet18"),
+    ("a detection model", {"name": "torchvision:fasterrcnn_resnet50_fpn"}, Reason.UNKNOWN_ARCHITECTURE, "no class"),
+    ("an unknown parameter", {"name": "lenet5", "parameters": {"classes": 3}}, Reason.INVALID_PARAMETERS, "classes"),
+    ("an unknown parameter of torchvision's", {"name": "torchvision:resnet18", "parameters": {"classes": 3}},
+     Reason.INVALID_PARAMETERS, "classes=3"),
+    ("weights from the network", {"name": "torchvision:resnet18", "parameters": {"weights": "DEFAULT"}},
+     Reason.INVALID_PARAMETERS, "weights"),
+    ("a class count that is none", {"name": "lenet5", "parameters": {"numClasses": "ten"}},
+     Reason.INVALID_PARAMETERS, "numClasses='ten'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "says"), [case[1:] for case in ARCHITECTURES], ids=[case[0] for case in ARCHITECTURES]
+)
+def test_an_architecture_is_refused_with(content: dict[str, Any], reason: Reason, says: str) -> None:
+    with pytest.raises(StepFailed) as caught:
+        build_model(Architecture.model_validate(content), [])
+    assert caught.value.reason is reason
+    assert says in caught.value.message
+
+
+SHAPES = [
+    ("inputs that the model does not take", {"inputs": [{"name": "x", "dataType": "FP32", "shape": [3, 28, 28]}]}),
+    ("outputs of another size", {"outputs": [{"name": "logits", "dataType": "FP32", "shape": [11]}]}),
+    ("an output too many", {"outputs": [{"name": n, "dataType": "FP32", "shape": [10]} for n in ("a", "b")]}),
+    ("an input too many", {"inputs": [{"name": n, "dataType": "FP32", "shape": [1, 28, 28]} for n in ("a", "b")]}),
+]
+
+
+@pytest.mark.parametrize("changes", [case[1] for case in SHAPES], ids=[case[0] for case in SHAPES])
+def test_a_request_does_not_match_the_model_with(changes: dict[str, Any], lenet: Any, tmp_path: Path) -> None:
+    with pytest.raises(StepFailed) as caught:
+        converted(file_request(tmp_path, saved(lenet.state_dict(), tmp_path), **changes), tmp_path)
+    assert caught.value.reason is Reason.SHAPE_MISMATCH
+
+
+@pytest.mark.parametrize(("factor", "passes"), [(1.0, True), (1.01, False)], ids=["control", "perturbed"])
+def test_an_export_of_other_weights_fails_the_gate(
+    factor: float, passes: bool, lenet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = file_request(tmp_path, saved(lenet.state_dict(), tmp_path))
+    honest = convert_step._export
+
+    def perturbed(asked: ExportRequest, model: Any, *rest: Any) -> None:
+        with torch.no_grad():
+            model.output.weight.mul_(factor)
+        honest(asked, model, *rest)
+
+    monkeypatch.setattr(convert_step, "_export", perturbed)
+    if passes:
+        converted(asked, tmp_path)
+        return
+    with pytest.raises(StepFailed, match="largest error") as caught:
+        converted(asked, tmp_path)
+    assert caught.value.reason is Reason.PARITY_FAILED
+    assert caught.value.parity is not None
+    assert (caught.value.parity.max_relative_error or 0) > 1e-3
+    assert not (tmp_path / "work/output" / FIGURES).exists()
+
+
+def test_a_checkpoint_that_answers_the_same_to_everything_is_not_passed(lenet: Any, tmp_path: Path) -> None:
+    weights = lenet.state_dict()
+    weights["output.weight"].zero_()
+    with pytest.raises(StepFailed, match="too alike") as caught:
+        converted(file_request(tmp_path, saved(weights, tmp_path)), tmp_path)
+    assert caught.value.reason is Reason.PARITY_UNPROVABLE
+
+
+def test_a_checkpoint_of_nan_is_not_passed(lenet: Any, tmp_path: Path) -> None:
+    weights = lenet.state_dict()
+    weights["c3.weight"].fill_(float("nan"))
+    with pytest.raises(StepFailed, match="NaN or Inf") as caught:
+        converted(file_request(tmp_path, saved(weights, tmp_path)), tmp_path)
+    assert caught.value.reason is Reason.PARITY_FAILED
+
+
+def test_the_opset_that_is_asked_for_is_written(lenet: Any, tmp_path: Path) -> None:
+    asked = file_request(tmp_path, saved(lenet.state_dict(), tmp_path), conversion__opset=20)
+    figures = json.loads((converted(asked, tmp_path).output / FIGURES).read_text())
+    assert figures["tooling"]["opset"] == 20
+
+
+def test_every_name_that_is_offered_is_a_classification_model() -> None:
+    import torchvision.models
+
+    names = torchvision.models.list_models(module=torchvision.models)
+    assert len(names) >= 80
+    with torch.device("meta"):
+        for name in ("alexnet", "vgg16_bn", "resnet152", "densenet201", "efficientnet_b0", "swin_t"):
+            assert name in names
+            build_model(Architecture(name=f"torchvision:{name}"), [])
+    assert request().architecture.name == "lenet5"

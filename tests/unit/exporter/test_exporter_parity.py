@@ -1,0 +1,104 @@
+"""The parity rule: judged against the answers' spread, with what proves nothing called so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perch_exporter.contract import ParityTolerance, Verdict
+from perch_exporter.parity import Answers, judge, within
+
+RANDOM = np.random.default_rng(1)
+LOGITS = RANDOM.standard_normal((8, 10)).astype(np.float32)
+DEFAULT = ParityTolerance()
+
+
+def answers(reference: np.ndarray, actual: np.ndarray) -> Answers:
+    return Answers({"logits": reference.astype(np.float32)}, {"logits": actual.astype(np.float32)}, "in one batch")
+
+
+def noise(size: float) -> np.ndarray:
+    return size * np.sign(LOGITS)
+
+
+def one(index: tuple[int, int], value: float) -> np.ndarray:
+    changed = LOGITS.copy()
+    changed[index] = value
+    return changed
+
+
+CASES = [
+    ("equal answers pass", LOGITS, LOGITS, Verdict.PASSED),
+    ("an error of FP32's rounding passes", LOGITS, LOGITS + noise(1e-6), Verdict.PASSED),
+    ("an error above both tolerances fails", LOGITS, LOGITS + noise(1e-2), Verdict.FAILED),
+    ("one wrong element of all fails", LOGITS, one((3, 4), 0.9), Verdict.FAILED),
+    ("huge answers pass with a proportionate error", LOGITS * 1e8, (LOGITS + noise(1e-6)) * 1e8, Verdict.PASSED),
+    ("huge answers fail with a disproportionate error", LOGITS * 1e8, (LOGITS + noise(1e-2)) * 1e8, Verdict.FAILED),
+    ("tiny answers pass with a proportionate error", LOGITS * 1e-16, (LOGITS + noise(1e-6)) * 1e-16, Verdict.PASSED),
+    ("tiny answers that are all wrong fail, far below any absolute tolerance", LOGITS * 1e-16, -LOGITS * 1e-16,
+     Verdict.FAILED),
+    ("zeros where answers should be fail", LOGITS * 1e-16, LOGITS * 0, Verdict.FAILED),
+    ("answers all zero prove nothing", LOGITS * 0, LOGITS * 0, Verdict.UNPROVABLE),
+    ("the same answer to every sample proves nothing", np.ones((8, 10)), np.ones((8, 10)), Verdict.UNPROVABLE),
+    ("answers that differ in their last bits prove nothing", 1 + LOGITS * 1e-6, 1 + LOGITS * 1e-6, Verdict.UNPROVABLE),
+    ("a disagreement within rounding, where answers are alike, proves nothing", 1 + LOGITS * 1e-4,
+     1 + LOGITS * 1e-4 + noise(1.2e-6), Verdict.UNPROVABLE),
+    ("alike answers that are clearly wrong fail", 1 + LOGITS * 1e-4, 1.1 + LOGITS * 1e-4, Verdict.FAILED),
+    ("a single sample proves nothing", LOGITS[:1], LOGITS[:1], Verdict.UNPROVABLE),
+    ("NaN from the artefact fails", LOGITS, one((0, 0), np.nan), Verdict.FAILED),
+    ("Inf from the artefact fails", LOGITS, one((0, 0), np.inf), Verdict.FAILED),
+    ("NaN from both fails", one((0, 0), np.nan), one((0, 0), np.nan), Verdict.FAILED),
+    ("another shape fails, even one that would broadcast", LOGITS, LOGITS[:, :1], Verdict.FAILED),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("reference", "actual", "verdict"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_that(reference: np.ndarray, actual: np.ndarray, verdict: Verdict) -> None:
+    parity = judge([answers(reference, actual)], DEFAULT)
+    assert parity.verdict is verdict
+    assert parity.message
+    assert within(parity, DEFAULT) == (verdict is Verdict.PASSED) or verdict is Verdict.UNPROVABLE
+
+
+def test_a_missing_output_fails() -> None:
+    assert judge([Answers({"logits": LOGITS}, {}, "")], DEFAULT).verdict is Verdict.FAILED
+
+
+def test_the_worst_case_and_the_worst_output_stand_for_all() -> None:
+    good, bad = answers(LOGITS, LOGITS), answers(LOGITS, LOGITS + noise(1e-2))
+    assert judge([good, bad, good], DEFAULT).verdict is Verdict.FAILED
+    two = Answers({"a": LOGITS, "b": LOGITS}, {"a": LOGITS, "b": -LOGITS}, "")
+    parity = judge([two], DEFAULT)
+    assert parity.verdict is Verdict.FAILED
+    assert parity.message.startswith("b:")
+    assert parity.top1_agreement == 0
+
+
+def test_a_tight_absolute_tolerance_holds_for_answers_of_ordinary_size() -> None:
+    actual = LOGITS * 0.1 + noise(2e-5)
+    assert judge([answers(LOGITS * 0.1, actual)], DEFAULT).verdict is Verdict.PASSED
+    assert judge([answers(LOGITS * 0.1, actual)], ParityTolerance(absolute_tolerance="1e-5")).verdict is Verdict.FAILED
+
+
+def test_both_figures_and_the_agreement_are_told() -> None:
+    parity = judge([answers(LOGITS, LOGITS + noise(1e-4))], DEFAULT)
+    extent = float(np.ptp(LOGITS.astype(np.float64), axis=0).max())
+    assert parity.max_absolute_error == pytest.approx(1e-4, rel=1e-2)
+    assert parity.max_relative_error == pytest.approx(1e-4 / extent, rel=1e-2)
+    assert parity.spread == pytest.approx(extent)
+    assert (parity.samples, parity.top1_agreement) == (8, 1.0)
+
+
+def test_figures_that_are_not_finite_are_absent_and_do_not_pass() -> None:
+    parity = judge([answers(LOGITS, one((0, 0), np.inf))], DEFAULT)
+    assert parity.max_absolute_error is None
+    assert not within(parity, DEFAULT)
+
+
+@given(scale=st.floats(1e-16, 1e8), error=st.sampled_from([0.0, 1e-6, 1e-2, 1.0]))
+def test_the_relative_verdict_does_not_depend_on_the_answers_scale(scale: float, error: float) -> None:
+    """Outputs of an untrained mobilenet and of an untrained inception_v3 are judged alike."""
+    parity = judge([answers(LOGITS * scale, (LOGITS + noise(error)) * scale)], DEFAULT)
+    assert parity.verdict is (Verdict.PASSED if error < 1e-3 else Verdict.FAILED)

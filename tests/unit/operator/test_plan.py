@@ -1,0 +1,429 @@
+"""The planner, case by case."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from perch.api import Phase
+from perch.names import FINALIZER, artifact_revision, cleanup_job_name, export_job_name
+from perch.plan import BACKOFF, Apply, SetFinalizer
+from perch_exporter.contract import Reason
+
+from .world import World, entry, spec
+
+
+def job_of(world: World, version: int) -> str:
+    listed = world.spec.entry(version)
+    assert listed is not None
+    return export_job_name("digits", version, artifact_revision(listed))
+
+
+def running(*versions: int, **more: object) -> World:
+    world = World(spec(*versions, **more))  # type: ignore[arg-type]
+    world.settle()
+    return world
+
+
+def change(world: World, *versions: int, **more: object) -> None:
+    world.spec = spec(*versions, **more)  # type: ignore[arg-type]
+    world.generation += 1
+
+
+def test_a_first_deploy_exports_then_starts_then_routes_in_that_order() -> None:
+    world = World(spec(1))
+    assert [a.body["kind"] for a in world.step().actions] == ["Job"]
+    assert world.ready_condition() == ("False", "Exporting")
+    world.go_well()
+    assert [a.body["kind"] for a in world.step().actions] == ["Service", "Deployment"]
+    world.step()
+    assert world.ready_condition() == ("False", "Starting")
+    assert world.route is None, "no traffic before the pods have proven themselves"
+    world.go_well()
+    assert [a.body["kind"] for a in world.step().actions] == ["HTTPRoute"]
+    assert world.ready_condition()[0] == "False", "not Ready before the Gateway has accepted the route"
+    world.settle()
+    assert world.ready_condition() == ("True", "Serving")
+    assert world.weights == {1: 100}
+
+
+def test_every_listed_version_is_exported_but_only_those_in_traffic_run() -> None:
+    world = running(1, 2, 3)
+    assert [world.phase(v) for v in (1, 2, 3)] == [Phase.SERVING, Phase.PUBLISHED, Phase.PUBLISHED]
+    assert set(world.servings) == {1}
+
+
+def test_a_canary_gets_its_share_only_when_its_pods_are_ready() -> None:
+    world = running(1, 2)
+    change(world, 1, 2, canary=2, weight=10)
+    world.step()
+    world.step()
+    assert world.weights == {1: 100}
+    world.settle()
+    assert world.weights == {1: 90, 2: 10}
+    assert world.ready_condition() == ("True", "SplitHeld")
+
+
+def test_a_promotion_restarts_no_pod_and_moves_all_traffic_in_one_write() -> None:
+    world = running(1, 2, canary=2)
+    rendered = list(world.rendered)
+    writes = len(world.written_weights)
+    change(world, 1, 2, stable=2)
+    world.step()
+    assert world.weights == {2: 100}
+    assert world.rendered == rendered
+    assert len(world.written_weights) == writes + 1
+    assert world.route is not None
+    assert world.route.weights == {1: 0, 2: 100}, "the former stable stays a backend until it is drained"
+
+
+def test_a_revert_within_the_delay_is_one_write_and_starts_nothing() -> None:
+    world = running(1, 2, canary=2)
+    change(world, 1, 2, stable=2)
+    world.step()
+    world.go_well()
+    world.step()
+    rendered = list(world.rendered)
+    change(world, 1, 2, stable=1)
+    decided = world.step()
+    assert world.weights == {1: 100}
+    assert [a.body["kind"] for a in decided.actions] == ["HTTPRoute"]
+    assert world.rendered == rendered
+
+
+def test_a_revert_to_pods_that_are_gone_starts_them_first_and_traffic_stays_meanwhile() -> None:
+    world = running(1, 2, stable=2)
+    assert set(world.servings) == {2}
+    change(world, 1, 2, stable=1)
+    world.step()
+    world.step()
+    assert world.weights == {2: 100}
+    assert world.phase(2) is Phase.DRAINING
+    world.ready(1)
+    world.step()
+    assert world.weights == {1: 100}
+
+
+def test_a_version_that_left_traffic_is_drained_then_out_of_the_route_then_gone() -> None:
+    world = running(1, 2)
+    change(world, 1, 2, stable=2)
+    while world.weights != {2: 100}:
+        world.step()
+        world.go_well()
+    world.step()
+    world.step()
+    drained = world.now
+    assert 1 in world.servings
+    world.now = drained + timedelta(seconds=59)
+    world.step()
+    assert 1 in world.servings
+    world.now = drained + timedelta(seconds=61)
+    world.step()
+    assert world.route is not None
+    assert 1 not in world.route.weights
+    assert 1 in world.servings, "the pods stay until the Gateway has accepted the route without them"
+    world.go_well()
+    world.step()
+    assert 1 not in world.servings
+    assert "digits-v1" not in world.services
+
+
+def test_draining_does_not_begin_before_the_gateway_accepted_weight_0() -> None:
+    world = running(1, 2, canary=2)
+    world.gateway_accepts = False
+    change(world, 1, 2, stable=2)
+    world.step()
+    world.now += timedelta(hours=1)
+    world.step()
+    assert 1 in world.servings
+    assert world.route is not None
+    assert 1 in world.route.weights, "proxies may still send to it: it stays a backend"
+    assert world.ready_condition()[0] == "False"
+
+
+def test_scaling_scales_and_renders_nothing() -> None:
+    world = running(1)
+    rendered = list(world.rendered)
+    change(world, 1, runtime={"replicas": 3})
+    world.settle()
+    assert world.servings[1].replicas == 3
+    assert world.rendered == rendered
+    assert "digits-v1" in world.budgets
+    change(world, 1, runtime={"replicas": 1})
+    world.settle()
+    assert world.budgets == {}, "a budget over one pod blocks every drain of its node"
+
+
+def test_a_runtime_change_rolls_the_pods_and_is_not_ready_until_they_have() -> None:
+    world = running(1)
+    change(world, 1, runtime={"image": "triton:2"})
+    world.step()
+    world.step()
+    assert world.rendered == ["digits-v1", "digits-v1"]
+    assert world.ready_condition() == ("False", "RollingUpdate")
+    assert world.weights == {1: 100}
+    world.settle()
+    assert world.ready_condition() == ("True", "Serving")
+
+
+def test_a_canary_that_lost_all_pods_gets_no_traffic() -> None:
+    world = running(1, 2, canary=2)
+    world.ready(2, 0)
+    world.step()
+    assert world.weights == {1: 100}
+    assert world.ready_condition() == ("False", "Starting")
+
+
+def test_when_stable_lost_its_pods_the_canary_is_not_given_more() -> None:
+    world = running(1, 2, canary=2)
+    world.ready(1, 0)
+    world.step()
+    assert world.weights == {1: 90, 2: 10}
+    available = world.status.condition("Available")
+    assert available is not None
+    assert available.status == "False"
+
+
+def test_a_new_canary_replaces_the_old_one_which_is_drained_not_killed() -> None:
+    world = running(1, 2, 3, canary=2)
+    change(world, 1, 2, 3, canary=3)
+    world.step()
+    assert world.weights == {1: 100}
+    assert 2 in world.servings
+    world.go_well()
+    world.step()
+    world.go_well()
+    world.step()
+    assert world.weights == {1: 90, 3: 10}
+    assert 2 in world.servings
+    world.settle()
+    assert 2 not in world.servings
+
+
+def test_a_full_canary_awaits_its_promotion() -> None:
+    world = running(1, 2, canary=2, weight=100)
+    assert world.weights == {2: 100}
+    assert world.ready_condition() == ("True", "AwaitingPromotion")
+    assert 1 in world.servings
+
+
+@pytest.mark.parametrize("reason", [Reason.ACCESS_DENIED, Reason.BUCKET_NOT_FOUND, Reason.STORE_UNREACHABLE, Reason.OBJECT_NOT_FOUND])
+def test_passing_trouble_is_retried_with_growing_delays_and_says_when(reason: Reason) -> None:
+    world = World(spec(1))
+    world.step()
+    for attempt, delay in enumerate((*BACKOFF, BACKOFF[-1]), start=1):
+        world.fail(job_of(world, 1), reason, "bucket models at http://s3: denied")
+        decided = world.step()
+        assert decided.wake_at == world.now + timedelta(seconds=delay)
+        known = world.status.of(1)
+        assert known is not None
+        assert known.attempts == attempt
+        assert world.ready_condition() == ("False", "ExportRetrying")
+        assert "bucket models at http://s3: denied" in world.status.condition("Ready").message  # type: ignore[union-attr]
+        world.step()
+        assert job_of(world, 1) in world.jobs, "the failed Job stays for kubectl logs until the retry is due"
+        world.now += timedelta(seconds=delay)
+        world.step()
+        assert job_of(world, 1) not in world.jobs
+        world.step()
+        assert job_of(world, 1) in world.jobs
+    world.settle()
+    assert world.ready_condition() == ("True", "Serving")
+
+
+def test_a_bad_checkpoint_stalls_and_is_not_retried_even_when_its_job_is_gone() -> None:
+    world = World(spec(1))
+    world.step()
+    world.fail(job_of(world, 1), Reason.CHECKSUM_MISMATCH, "sha256 is ab, not cd")
+    world.step()
+    assert world.ready_condition() == ("False", "ExportFailed")
+    assert world.status.condition("Stalled") is not None
+    world.jobs.clear()
+    world.now += timedelta(days=1)
+    assert world.step().actions == ()
+    assert world.step().wake_at is None
+
+
+def test_a_bad_canary_stalls_while_stable_goes_on_serving() -> None:
+    world = running(1)
+    change(world, 1, 2, canary=2)
+    world.step()
+    world.fail(job_of(world, 2), Reason.PARITY_FAILED)
+    world.step()
+    assert world.ready_condition() == ("False", "ExportFailed")
+    assert world.weights == {1: 100}
+    available = world.status.condition("Available")
+    assert available is not None
+    assert available.status == "True"
+
+
+def test_a_bad_version_outside_traffic_does_not_make_the_whole_unready() -> None:
+    world = running(1)
+    change(world, 1, 2)
+    world.step()
+    world.fail(job_of(world, 2), Reason.PARITY_FAILED)
+    world.step()
+    assert world.phase(2) is Phase.FAILED
+    assert world.ready_condition() == ("True", "Serving")
+
+
+def test_a_finished_job_whose_words_are_lost_runs_again() -> None:
+    world = World(spec(1))
+    world.step()
+    name = job_of(world, 1)
+    world.finish(name)
+    world.jobs[name] = type(world.jobs[name])(**{**vars(world.jobs[name]), "summary": None})
+    world.step()
+    assert name in world.jobs, "the pod's words may still be on their way"
+    world.now += timedelta(seconds=20)
+    world.step()
+    assert name not in world.jobs
+    world.settle()
+    assert world.ready_condition() == ("True", "Serving")
+
+
+def test_a_number_used_again_for_other_content_is_refused_while_its_former_pods_run() -> None:
+    world = running(1, 2, canary=2)
+    world.spec = spec(1, 2, canary=2, versions=[entry(1), entry(2, triton={"maxBatchSize": 4})])
+    world.generation += 1
+    former = world.servings[2]
+    for _ in range(5):
+        world.step()
+        world.go_well()
+    assert world.servings[2].serving_hash == former.serving_hash
+    assert world.ready_condition() == ("False", "VersionReused")
+    assert world.weights == {1: 100}, "content that is no longer in the spec gets no traffic while stable can take it"
+
+
+def test_a_lost_status_is_found_again_from_the_children() -> None:
+    world = running(1, 2, canary=2)
+    rendered = list(world.rendered)
+    world.status = type(world.status)()
+    world.step()
+    world.settle()
+    assert world.weights == {1: 90, 2: 10}
+    assert world.rendered == rendered
+    assert world.ready_condition() == ("True", "SplitHeld")
+
+
+def test_without_routing_the_services_are_the_way_in() -> None:
+    world = running(1, routing=None)
+    assert world.route is None
+    assert world.ready_condition() == ("True", "Serving")
+    assert world.status.endpoint == "digits-v1.vision.svc"
+
+
+def test_without_gateway_api_a_condition_says_so_and_the_services_still_work() -> None:
+    world = World(spec(1), gateway_api=False)
+    world.settle()
+    assert world.ready_condition() == ("False", "GatewayAPIMissing")
+    assert "digits-v1" in world.services
+    available = world.status.condition("Available")
+    assert available is not None
+    assert available.status == "True"
+
+
+def test_retain_needs_no_finalizer_so_a_deletion_cannot_hang() -> None:
+    world = running(1)
+    assert world.finalizers == ()
+    world.deleting = True
+    assert world.step().actions == ()
+
+
+DELETE = {"uri": "s3://models/prod", "credentialsSecretRef": {"name": "s3"}, "deletionPolicy": "Delete"}
+
+
+def test_delete_erases_every_artefact_and_then_lets_go() -> None:
+    world = running(1, 2, repository=DELETE)
+    assert world.finalizers == (FINALIZER,)
+    world.jobs.clear()
+    world.deleting = True
+    jobs = [a.body["metadata"]["name"] for a in world.step().actions if isinstance(a, Apply)]
+    assert sorted(jobs) == sorted(cleanup_job_name("digits", artifact_revision(e)) for e in world.spec.versions)
+    assert world.step().actions == ()
+    world.go_well()
+    assert world.step().actions == (SetFinalizer(False),)
+
+
+def test_a_running_export_is_stopped_before_its_artefact_is_erased() -> None:
+    world = World(spec(1, repository=DELETE))
+    world.step()
+    world.deleting = True
+    world.step()
+    assert world.jobs == {}
+    assert isinstance(world.step().actions[0], Apply)
+
+
+def test_a_cleanup_that_fails_lets_go_and_says_what_is_left() -> None:
+    world = running(1, repository=DELETE)
+    world.jobs.clear()
+    world.deleting = True
+    world.step()
+    world.fail(next(iter(world.jobs)), Reason.STORE_UNREACHABLE)
+    decided = world.step()
+    assert decided.actions[-1] == SetFinalizer(False)
+    assert decided.events[0].reason == "ArtifactsLeft"
+    assert "s3://models/prod/vision/digits/1-" in decided.events[0].message
+
+
+def test_a_namespace_that_goes_takes_the_object_along() -> None:
+    world = running(1, repository=DELETE)
+    world.jobs.clear()
+    world.deleting = True
+    world.namespace_terminating = True
+    assert world.step().actions == (SetFinalizer(False),)
+
+
+def test_a_version_that_left_the_spec_loses_its_children_and_with_delete_its_artefact() -> None:
+    world = running(1, 2, canary=2, repository=DELETE)
+    change(world, 1, repository=DELETE)
+    world.step()
+    assert world.weights == {1: 100}
+    assert world.phase(2) is Phase.DRAINING
+    world.settle()
+    assert set(world.servings) == {1}
+    assert world.status.of(2) is None
+
+
+def test_retain_keeps_the_artefact_of_a_version_that_left() -> None:
+    world = running(1, 2, canary=2)
+    change(world, 1)
+    world.settle()
+    assert world.status.of(2) is None
+    assert not any(name.endswith("-delete") for name in world.jobs)
+
+
+def test_a_version_put_back_unchanged_while_it_is_erased_waits_and_is_exported_anew() -> None:
+    world = running(1, 2, repository=DELETE)
+    change(world, 1, repository=DELETE)
+    world.step()
+    world.step()
+    assert world.phase(2) is Phase.DELETING
+    change(world, 1, 2, repository=DELETE)
+    world.step()
+    assert job_of(world, 2) not in world.jobs
+    world.settle()
+    assert world.phase(2) is Phase.PUBLISHED
+    assert job_of(world, 2) in world.jobs, "the erased artefact is exported again, not trusted"
+
+
+def test_nothing_is_written_when_nothing_changed() -> None:
+    world = running(1, 2, canary=2)
+    before = world.status
+    world.now += timedelta(days=3)
+    decided = world.step()
+    assert decided.actions == ()
+    assert decided.events == ()
+    assert decided.wake_at is None
+    assert world.status == before
+
+
+def test_an_operator_upgrade_with_other_defaults_renders_no_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = running(1, 2, canary=2)
+    rendered = list(world.rendered)
+    from perch.observed import Installation
+
+    monkeypatch.setattr("tests.unit.operator.world.INSTALLATION", Installation("test-cluster", "exporter:9", "artifacts:9", "triton:9"))
+    decided = world.step()
+    assert decided.actions == ()
+    assert world.rendered == rendered

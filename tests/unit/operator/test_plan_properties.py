@@ -1,0 +1,175 @@
+"""What must hold whatever users, pods, Gateways and crashes do, in any order. `World` asserts the invariants at each write:
+weights sum to 100, at most two versions have weight, none rises without a ready pod, no pods go while they have traffic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from perch.observed import JobState
+from perch.status import build_events
+from perch.traffic import Readiness, decide_weights
+from perch_exporter.contract import Reason
+
+from .world import World, spec
+
+VERSIONS = (1, 2, 3)
+
+traffic = st.tuples(st.sampled_from(VERSIONS), st.sampled_from((None, *VERSIONS)), st.sampled_from((0, 10, 50, 100))).filter(
+    lambda t: t[0] != t[1]
+)
+step = st.one_of(
+    st.tuples(st.just("traffic"), traffic),
+    st.tuples(st.just("runtime"), st.sampled_from(({"replicas": 2}, {"replicas": 1}, {"image": "triton:2"}))),
+    st.tuples(st.just("pass"), st.none()),
+    st.tuples(st.just("crash"), st.integers(0, 3)),
+    st.tuples(st.just("well"), st.none()),
+    st.tuples(st.just("pods"), st.tuples(st.sampled_from(VERSIONS), st.integers(0, 2))),
+    st.tuples(st.just("job fails"), st.sampled_from((Reason.ACCESS_DENIED, Reason.STORE_UNREACHABLE))),
+    st.tuples(st.just("gateway"), st.booleans()),
+    st.tuples(st.just("time"), st.sampled_from((1, 30, 400))),
+    st.tuples(st.just("status lost"), st.none()),
+)
+
+
+class Story:
+    """A world to which anything may happen."""
+
+    def __init__(self) -> None:
+        self.traffic: tuple[int, int | None, int] = (1, None, 10)
+        self.runtime: dict[str, Any] = {}
+        self.world = World(self._spec())
+
+    def _spec(self) -> Any:
+        stable, canary, weight = self.traffic
+        return spec(*VERSIONS, stable=stable, canary=canary, weight=weight, runtime=self.runtime)
+
+    def happen(self, what: str, detail: Any) -> None:
+        world = self.world
+        match what:
+            case "traffic":
+                self.traffic = detail
+                world.spec, world.generation = self._spec(), world.generation + 1
+            case "runtime":
+                self.runtime = detail
+                world.spec, world.generation = self._spec(), world.generation + 1
+            case "pass":
+                world.step()
+            case "crash":
+                world.step(writes=detail)
+            case "well":
+                world.go_well()
+            case "pods" if detail[0] in world.servings:
+                world.ready(detail[0], min(detail[1], world.servings[detail[0]].replicas))
+            case "job fails":
+                for name, job in list(world.jobs.items()):
+                    if job.state is JobState.RUNNING:
+                        world.fail(name, detail)
+            case "gateway":
+                world.gateway_accepts = detail
+            case "time":
+                from datetime import timedelta
+
+                world.now += timedelta(seconds=detail)
+            case "status lost":
+                world.status = type(world.status)()
+
+    def end(self) -> None:
+        self.world.gateway_accepts = True
+        self.world.settle()
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(step, max_size=30))
+def test_any_story_keeps_the_invariants_and_ends_where_the_spec_says(steps: list[tuple[str, Any]]) -> None:
+    story = Story()
+    for what, detail in steps:
+        story.happen(what, detail)
+    story.end()
+    stable, canary, weight = story.traffic
+    wanted = {stable: 100 - weight, canary: weight} if canary else {stable: 100}
+    assert story.world.weights == {v: w for v, w in wanted.items() if w}
+    assert story.world.ready_condition()[0] == "True"
+    assert set(story.world.servings) == {stable} | ({canary} if canary else set())
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(step, max_size=20))
+def test_a_plan_is_idempotent_a_second_pass_over_the_same_world_says_nothing_new(steps: list[tuple[str, Any]]) -> None:
+    story = Story()
+    for what, detail in steps:
+        story.happen(what, detail)
+    story.end()
+    again = story.world.think()
+    assert again.actions == ()
+    assert again.status is not None
+    assert build_events(story.world.status, again.status) == ()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(step, max_size=20), st.sampled_from(VERSIONS))
+def test_a_revert_from_any_state_reaches_stable_without_a_moment_of_no_capacity(steps: list[tuple[str, Any]], target: int) -> None:
+    story = Story()
+    for what, detail in steps:
+        story.happen(what, detail)
+    before = len(story.world.written_weights)
+    story.happen("traffic", (target, None, 10))
+    story.end()
+    assert story.world.weights == {target: 100}
+    for weights in story.world.written_weights[before:]:
+        assert sum(weights.values()) == 100
+
+
+readiness = st.builds(Readiness, full=st.booleans(), able=st.booleans(), settled=st.booleans()).map(
+    lambda r: Readiness(full=r.full, able=r.able or r.full, settled=r.settled)
+)
+
+
+@st.composite
+def presents(draw: st.DrawFn) -> dict[int, int]:
+    if draw(st.booleans()):
+        return {}
+    share = draw(st.sampled_from((0, 5, 50, 95, 100)))
+    one, other = draw(st.permutations(VERSIONS))[:2]
+    return {v: w for v, w in {one: 100 - share, other: share}.items() if w}
+
+
+@settings(max_examples=2000)
+@given(traffic, st.fixed_dictionaries(dict.fromkeys(VERSIONS, readiness)), presents())
+def test_weights_sum_to_100_and_rise_only_on_the_ready(
+    wanted: tuple[int, int | None, int], ready: dict[int, Readiness], present: dict[int, int]
+) -> None:
+    stable, canary, weight = wanted
+    decided = decide_weights(stable, canary, weight, ready, present)
+    if decided is None:
+        assert not present, "weights that were there never vanish"
+        return
+    assert sum(decided.values()) == 100
+    assert all(0 <= w <= 100 for w in decided.values())
+    assert len([w for w in decided.values() if w]) <= 2
+    for version, share in decided.items():
+        if share > present.get(version, 0):
+            assert ready[version].able
+            assert version in (stable, canary)
+
+
+def test_stable_and_canary_both_ready_get_just_what_was_asked_for() -> None:
+    both = {1: Readiness(full=True, able=True), 2: Readiness(full=True, able=True)}
+    for weight in range(101):
+        decided = decide_weights(1, 2, weight, both, {1: 100})
+        assert decided == {1: 100 - weight, 2: weight}
+
+
+def test_a_stable_that_is_half_there_gains_nothing_while_another_answers() -> None:
+    ready = {1: Readiness(able=True), 2: Readiness(full=True, able=True)}
+    assert decide_weights(1, None, 0, ready, {2: 100}) == {2: 100}
+
+
+def test_a_stable_that_will_not_get_more_pods_takes_over_with_those_it_has() -> None:
+    ready = {1: Readiness(able=True, settled=True), 2: Readiness(full=True, able=True)}
+    assert decide_weights(1, None, 0, ready, {2: 100}) == {1: 100}
+
+
+def test_a_stable_that_is_half_there_takes_over_from_a_version_that_is_down() -> None:
+    assert decide_weights(1, None, 0, {1: Readiness(able=True)}, {2: 100}) == {1: 100}
