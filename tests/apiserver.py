@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
 from devcluster.gobuild import ETCD, HELM, KUBERNETES, build
 
 START_SECONDS = 60

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -62,10 +63,11 @@ def convert(request: RequestPath, workspace: WorkspacePath, termination_log: Ter
         if Workspace(workspace).published():
             log.info("already published, nothing to convert")
             return
-        log.info("loading torch")
-        from perch_exporter.convert import convert as run
+        with _scratch(Workspace(workspace).output):
+            log.info("loading torch")
+            from perch_exporter.convert import convert as run
 
-        run(document, Workspace(workspace))
+            run(document, Workspace(workspace))
 
 
 @app.command()
@@ -92,7 +94,7 @@ def export(
 
 
 @app.command()
-def download(  # noqa: PLR0917  # typer gives each by name
+def download(
     uri: Annotated[str, typer.Option("--uri", help="The artefact's prefix.")],
     digest: Annotated[str, typer.Option("--digest", help="sha256:… of its manifest.json.")],
     target: Annotated[Path, typer.Option("--target", help="Gets models/, golden/ and manifest.json.")],
@@ -139,6 +141,26 @@ def delete(request: RequestPath, termination_log: TerminationLog = None) -> None
 def schema() -> None:
     """Print the JSON schemas of the contract, by name."""
     sys.stdout.write(json.dumps(contract.json_schemas(), indent=1) + "\n")
+
+
+@contextmanager
+def _scratch(output: Path) -> Iterator[None]:
+    """An output folder emptied of earlier attempts, and room for torch's temporary files in it while convert runs.
+
+    torch's exporter wants a folder for caches and fails without one in odd words; in the pod nothing but the output can
+    be written to. To be entered before torch is imported, which looks for the folder then.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    for left_over in output.iterdir():
+        if left_over.is_dir() and not left_over.is_symlink():
+            shutil.rmtree(left_over)
+        else:
+            left_over.unlink()
+    with tempfile.TemporaryDirectory(prefix=".scratch-", dir=output) as folder:
+        os.environ |= {"TMPDIR": folder, "HOME": folder, "TORCHINDUCTOR_CACHE_DIR": folder}
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime's newer wheels report home
+        tempfile.tempdir = folder
+        yield
 
 
 @contextmanager

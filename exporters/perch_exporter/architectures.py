@@ -79,9 +79,7 @@ def _factory(name: str) -> Callable[..., nn.Module]:
     short = name.removeprefix(TORCHVISION)
     if short not in known:
         near = difflib.get_close_matches(short, known, n=3)
-        hint = (
-            f"did you mean {' or '.join(near)}?" if near else f"there are lenet5 and torchvision:<{', '.join(known)}>"
-        )
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are lenet5 and torchvision:<{', '.join(known)}>"
         raise StepFailed(
             Reason.UNKNOWN_ARCHITECTURE,
             f"torchvision {torchvision.__version__} has no classification model named {short}; {hint}",

@@ -7,6 +7,7 @@ else. What it refuses is refused: there is no fallback here, and there must neve
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -45,12 +46,7 @@ def read_state_dict(path: Path, form: CheckpointFormat) -> StateDict:
 
 
 def _usable(key: object, value: object) -> bool:
-    return (
-        isinstance(key, str)
-        and isinstance(value, torch.Tensor)
-        and value.layout == torch.strided
-        and not value.is_quantized
-    )
+    return isinstance(key, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized
 
 
 def _read_safetensors(path: Path) -> object:
@@ -65,23 +61,30 @@ def _read_pickle(path: Path) -> object:
         # Only torch's zip form can be mapped; the one before version 1.6 is read into memory.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        words = str(error)
-        if "global" in words.lower() or "instantiate" in words or "class" in words:
-            raise StepFailed(Reason.UNSAFE_CHECKPOINT, _unsafe(words)) from error
-        raise StepFailed(Reason.CHECKPOINT_UNREADABLE, f"the checkpoint is not a pickle of torch's: {words}") from error
+        raise _refused(path, str(error)) from error
     except Exception as error:  # torch raises whatever the broken bytes lead it to
+        words = str(error)
+        if "TorchScript" in words:
+            words = "it is a TorchScript archive; save model.state_dict() of the module instead"
         raise StepFailed(
             Reason.CHECKPOINT_UNREADABLE,
-            f"the checkpoint cannot be read as a state dict: {type(error).__name__}: {error}",
+            f"the checkpoint cannot be read as a state dict: {type(error).__name__}: {words}",
         ) from error
 
 
-def _unsafe(words: str) -> str:
-    named = [line.strip() for line in words.splitlines() if "GLOBAL" in line or "global" in line or "class" in line]
-    cause = named[0] if named else words
-    return (
-        "the checkpoint holds more than tensors and was not opened, because unpickling it could run code "
-        f"({cause[:300]}); save it with safetensors.torch.save_file(model.state_dict(), …) and say format: SafeTensors"
+def _refused(path: Path, words: str) -> StepFailed:
+    """torch's own words are not passed on whole: they advise to read the file without the protection."""
+    named = re.search(r"GLOBAL (\S+)", words)
+    detail = words.rpartition("WeightsUnpickler error:")[2].partition("Check the documentation")[0]
+    cause = f"it asks for {named[1]}" if named else f"its reader says: {detail.strip()[:300]}"
+    with path.open("rb") as file:
+        is_pickle = zipfile.is_zipfile(path) or file.read(1) == pickle.PROTO
+    if not (named or is_pickle):
+        return StepFailed(Reason.CHECKPOINT_UNREADABLE, f"the checkpoint is not a file of torch.save: {cause}")
+    return StepFailed(
+        Reason.UNSAFE_CHECKPOINT,
+        f"the checkpoint holds more than tensors and was not opened, because unpickling it could run code ({cause}); "
+        "save it with safetensors.torch.save_file(model.state_dict(), path) and say format: SafeTensors",
     )
 
 
@@ -111,9 +114,7 @@ def _compare(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[
     differing = [key for key in expected if key in given and expected[key] != given[key]]
     if missing or unexpected:
         parts = [
-            f"{len(keys)} {name} ({_some(keys)})"
-            for name, keys in (("missing", missing), ("unexpected", unexpected))
-            if keys
+            f"{len(keys)} {name} ({_some(keys)})" for name, keys in (("missing", missing), ("unexpected", unexpected)) if keys
         ]
         hint = "; all its keys begin with module., strip that before saving" if _wrapped(unexpected) else ""
         raise StepFailed(
@@ -124,9 +125,7 @@ def _compare(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[
         raise StepFailed(Reason.CHECKPOINT_MISMATCH, _shapes_differ(expected, given, differing))
 
 
-def _shapes_differ(
-    expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], differing: list[str]
-) -> str:
+def _shapes_differ(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], differing: list[str]) -> str:
     classes = {(given[key][:1], expected[key][:1]) for key in differing}
     if len(classes) == 1 and all(given[key][1:] == expected[key][1:] for key in differing):
         ((theirs, ours),) = classes

@@ -450,7 +450,4 @@ DOCUMENTS: tuple[type[_Contract], ...] = (ExportRequest, DeleteRequest, Summary,
 
 def json_schemas() -> dict[str, dict[str, Any]]:
     """JSON schema of each document by its schema name. Rules between fields stand in the validators alone."""
-    return {
-        str(document.model_fields["schema_"].default): document.model_json_schema(by_alias=True)
-        for document in DOCUMENTS
-    }
+    return {str(document.model_fields["schema_"].default): document.model_json_schema(by_alias=True) for document in DOCUMENTS}

@@ -49,9 +49,7 @@ def convert(request: ExportRequest, workspace: Workspace) -> None:
     path = workspace.output / MODEL
     opset = request.conversion.opset or DEFAULT_OPSET
     _export(request, model, golden, path, opset)
-    log.info(
-        "exported %d bytes of ONNX, opset %d, %.1f s so far", path.stat().st_size, opset, time.monotonic() - started
-    )
+    log.info("exported %d bytes of ONNX, opset %d, %.1f s so far", path.stat().st_size, opset, time.monotonic() - started)
 
     parity = _prove(request, model, golden, path)
     log.info("parity %s: %s", parity.verdict, parity.message)
@@ -99,8 +97,7 @@ def _ask_checkpoint(request: ExportRequest, model: nn.Module, inputs: Tensors) -
     if len(tensors) != len(request.outputs) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
         raise StepFailed(
             Reason.SHAPE_MISMATCH,
-            f"the version names {len(request.outputs)} outputs and architecture {request.architecture.name} gives "
-            f"{len(tensors)}",
+            f"the version names {len(request.outputs)} outputs and architecture {request.architecture.name} gives {len(tensors)}",
         )
     return {spec.name: tensor.numpy() for spec, tensor in zip(request.outputs, tensors, strict=True)}
 

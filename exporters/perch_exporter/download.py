@@ -24,9 +24,7 @@ def download(location: Location, digest: str, target: Path, environment: Mapping
     content = store.read(Manifest.FILE_NAME, MANIFEST_LIMIT)
     where = store.where(Manifest.FILE_NAME)
     if content is None:
-        raise StepFailed(
-            Reason.OBJECT_NOT_FOUND, f"{where} is not there: the artefact was deleted, or was never published whole"
-        )
+        raise StepFailed(Reason.OBJECT_NOT_FOUND, f"{where} is not there: the artefact was deleted, or was never published whole")
     if digest_of(content) != digest:
         raise StepFailed(
             Reason.ARTIFACT_CORRUPT,

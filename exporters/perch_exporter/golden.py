@@ -33,6 +33,15 @@ _PROBE_TIMEOUT_SECONDS = 5.0
 # The first inference on a GPU loads kernels and tunes them; it may take most of a minute.
 _INFER_TIMEOUT_SECONDS = 120.0
 
+# While Triton starts, its port refuses; by default gRPC then waits longer and longer before it tries again, up to two
+# minutes, in which a loaded model would go unseen.
+_CHANNEL = [
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+]
+
 
 class Server(Protocol):
     """What the check needs of a Triton; both calls may raise InferenceServerException."""
@@ -68,7 +77,7 @@ class Artifact:
 
 class TritonServer:
     def __init__(self, address: str, manifest: Manifest) -> None:
-        self._client = triton.InferenceServerClient(address)
+        self._client = triton.InferenceServerClient(address, channel_args=_CHANNEL)
         self._model, self._version = manifest.model_name, str(manifest.version)
 
     def is_ready(self) -> bool:
@@ -87,7 +96,10 @@ class TritonServer:
             outputs=[triton.InferRequestedOutput(name) for name in outputs],
             client_timeout=_INFER_TIMEOUT_SECONDS,
         )
-        return {name: np.asarray(answer.as_numpy(name)) for name in outputs}
+        try:
+            return {name: np.asarray(answer.as_numpy(name), np.float32) for name in outputs}
+        except (ValueError, TypeError) as error:
+            raise InferenceServerException(f"its answer cannot be read: {error}") from error
 
 
 def check(artifact: Artifact, server: Server) -> Readiness:
@@ -107,9 +119,7 @@ def check(artifact: Artifact, server: Server) -> Readiness:
 
 def _replay(golden: Golden, server: Server, batch: int) -> dict[str, Array]:
     parts = [
-        server.infer(
-            {name: array[start : start + batch] for name, array in golden.inputs.items()}, list(golden.outputs)
-        )
+        server.infer({name: array[start : start + batch] for name, array in golden.inputs.items()}, list(golden.outputs))
         for start in range(0, golden.samples, batch)
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in golden.outputs}

@@ -104,9 +104,7 @@ def _judge_output(name: str, reference: Array, case: Answers, tolerance: ParityT
     extent, size = spread(reference), float(np.abs(wide).max(initial=0.0))
     # <=, so that answers which are all zero are unprovable too.
     if extent <= _LEAST_SPREAD * size:
-        words = (
-            f"{name}: the checkpoint's answers to different inputs lie only {extent:.2g} apart at a size of {size:.2g}"
-        )
+        words = f"{name}: the checkpoint's answers to different inputs lie only {extent:.2g} apart at a size of {size:.2g}"
         return _Judgement(Verdict.UNPROVABLE, f"{words}, too alike to prove anything", absolute, spread=extent)
     relative = absolute / extent
     words = (

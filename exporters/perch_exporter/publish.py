@@ -66,9 +66,7 @@ def publish(request: ExportRequest, workspace: Workspace, environment: Mapping[s
         log.info("somebody published it meanwhile, nothing to upload")
         return found.summary(request.destination.uri, Outcome.ALREADY_PUBLISHED)
     manifest = _upload(request, workspace.output, figures, store)
-    seconds = StepSeconds(
-        fetch=workspace.fetch_seconds(), convert=figures.seconds, publish=round(time.monotonic() - started, 3)
-    )
+    seconds = StepSeconds(fetch=workspace.fetch_seconds(), convert=figures.seconds, publish=round(time.monotonic() - started, 3))
     return manifest.summary(request.destination.uri, Outcome.PUBLISHED, seconds)
 
 
@@ -130,9 +128,7 @@ def _inspect_files(output: Path) -> None:
         raise _rejected(f"{output} is not there; did convert run?") from error
     missing, strange = sorted(_LIMITS.keys() - present), sorted(present.keys() - _LIMITS)
     if missing or strange:
-        raise _rejected(
-            f"missing {missing or 'nothing'}, unexpected {[name[:64] for name in strange[:5]] or 'nothing'}"
-        )
+        raise _rejected(f"missing {missing or 'nothing'}, unexpected {[name[:64] for name in strange[:5]] or 'nothing'}")
     for name, status in present.items():
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             raise _rejected(f"{name} is not a regular file of its own")

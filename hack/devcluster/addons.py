@@ -13,8 +13,11 @@ from pathlib import Path
 
 from devcluster import gobuild
 from devcluster.paths import MANIFESTS
+from devcluster.progress import Progress
 
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
+
+_CHART = "charts/gateway-helm"
 
 S3_ACCESS_KEY = "perch"
 S3_SECRET_KEY = "perch-development"
@@ -47,7 +50,6 @@ SELECTORS = {
 """The labels of these Deployments' pods."""
 
 
-
 @dataclass(frozen=True)
 class Addons:
     """Installs the addons through kubectl and helm; whatever is there already is left as it is."""
@@ -77,7 +79,7 @@ class Addons:
     def apply(self, name: str) -> None:
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=self.manifest(name))
 
-    def install_envoy_gateway(self, chart: Path) -> None:
+    def install_envoy_gateway(self) -> None:
         """Installs Envoy Gateway and the Gateway API's CRDs from Envoy Gateway's own chart, as its module has it."""
         release = ["envoy-gateway", "--namespace", "envoy-gateway-system"]
         told = self.helm("status", *release, "--output", "json", check=False)
@@ -85,7 +87,7 @@ class Addons:
             self.helm("uninstall", *release, "--wait")  # an interrupted installation blocks the next one
         with tempfile.TemporaryDirectory() as temporary:
             copy = Path(temporary) / "gateway-helm"
-            shutil.copytree(chart, copy)
+            shutil.copytree(_chart(), copy)
             (copy / "values.yaml").write_text((copy / "values.tmpl.yaml").read_text())
             values = Path(temporary) / "values.yaml"
             values.write_text(self.manifest("envoy-gateway-values"))
@@ -100,9 +102,15 @@ class Addons:
         self.kubectl(*in_gateway, "wait", "--for=condition=Programmed", "gateway/gateway", "--timeout=180s")
 
 
-def chart_folder(log: Path) -> Path:
-    """Envoy Gateway's chart, out of its Go module."""
-    return gobuild.module_files(gobuild.ENVOY_GATEWAY, "charts/gateway-helm", log)
+def prepare_chart(progress: Progress) -> None:
+    """Has Envoy Gateway's chart, which lies in its Go module, in the cache."""
+    if not _chart().is_dir():
+        with progress.step("Envoy Gateway's chart") as log:
+            gobuild.extract_module_files(gobuild.ENVOY_GATEWAY, _CHART, log)
+
+
+def _chart() -> Path:
+    return gobuild.module_files(gobuild.ENVOY_GATEWAY, _CHART)
 
 
 def replicas_command(component: str, replicas: int) -> list[str]:

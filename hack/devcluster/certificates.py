@@ -1,4 +1,4 @@
-"""The cluster's certificates: one authority, the API server's certificate, and a client certificate for each component."""
+"""The cluster's certificates: one authority, the API server's, and a client certificate for each component."""
 
 import base64
 import datetime
@@ -34,7 +34,7 @@ class Authority:
         return self._issue(name, _name(name), ExtendedKeyUsageOID.SERVER_AUTH, hosts)
 
     def client(self, name: str, user: str, group: str = "") -> tuple[Path, Path]:
-        """Certificate and key of a client: Kubernetes takes its user from the common name, its group from the organization."""
+        """Certificate and key of a client: the common name is its user, the organization its group."""
         return self._issue(name, _name(user, group), ExtendedKeyUsageOID.CLIENT_AUTH, [])
 
     def signing_key(self, name: str) -> Path:
@@ -51,7 +51,10 @@ class Authority:
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [
-                {"name": "perch", "cluster": {"server": server, "certificate-authority-data": _inline(self.certificate)}}
+                {
+                    "name": "perch",
+                    "cluster": {"server": server, "certificate-authority-data": _inline(self.certificate)},
+                }
             ],
             "users": [
                 {

@@ -1,4 +1,4 @@
-"""Running the programs that the cluster is made with, so that a failure names the command, its log and its last words."""
+"""Running the programs that the cluster is made with: a failure names the command, its log and its last words."""
 
 import os
 import subprocess

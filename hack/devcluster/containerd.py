@@ -19,6 +19,7 @@ from devcluster.commands import Argument, StepError, run
 from devcluster.paths import cache_dir
 from devcluster.processes import Processes
 
+_KEPT = 3  # images of one name: another cluster may be about to start with the one before
 _UNUSED = ["aufs", "btrfs", "devmapper", "native", "zfs"]
 
 
@@ -79,11 +80,35 @@ def programs(log: Path) -> Path:
     return debian.unpacked("containerd", log) / "usr/bin"
 
 
+def _golden_folder() -> Path:
+    return cache_dir() / "containerd" / "golden"
+
+
+def golden_references() -> set[str]:
+    """The images that the golden store holds."""
+    return set(_recorded())
+
+
+def _recorded() -> list[str]:
+    """The store's images, the latest one last."""
+    try:
+        return list(json.loads((_golden_folder() / "references.json").read_text()))
+    except FileNotFoundError:
+        return []
+
+
+def _write_record(references: list[str]) -> None:
+    record = _golden_folder() / "references.json"
+    draft = record.with_suffix(".new")
+    draft.write_text(json.dumps(references, indent=2))
+    draft.replace(record)
+
+
 class GoldenStore:
     """The images of all clusters, in the cache. Use it as a context manager: one process at a time."""
 
     def __init__(self, log: Path) -> None:
-        self._folder = cache_dir() / "containerd" / "golden"
+        self._folder = _golden_folder()
         self._folder.mkdir(parents=True, exist_ok=True)
         self._log = log
         self._lock = FileLock(self._folder / ".lock")
@@ -99,26 +124,19 @@ class GoldenStore:
         self._processes.stop()
         self._lock.release()
 
-    @property
-    def references(self) -> set[str]:
-        try:
-            return set(json.loads(self._record.read_text()))
-        except FileNotFoundError:
-            return set()
-
     def add(self, reference: str, archive: Path) -> None:
-        """Imports an image from an archive, then drops its predecessors: those of the same name with another tag."""
+        """Imports an image from an archive, and drops all but the last few of its name, with which it shares layers."""
         self._start()
-        unpack = ["images", "import", "--snapshotter=overlayfs", archive]
-        run(self._containerd.ctr(*unpack), log=self._log)
-        name = reference.rpartition(":")[0]
+        run(self._containerd.ctr("images", "import", "--snapshotter=overlayfs", archive), log=self._log)
         present = self._containerd.images()
         if reference not in present:
             raise StepError(f"{archive} brought no image {reference}; the store has {', '.join(sorted(present))}")
-        for other in present - {reference}:
-            if other.rpartition(":")[0] == name:
-                run(self._containerd.ctr("images", "remove", "--sync", other), log=self._log)
-        self._write_record()
+        others = [known for known in _recorded() if known != reference and known in present]
+        kin = [other for other in others if other.rpartition(":")[0] == reference.rpartition(":")[0]]
+        for outdated in kin[: 1 - _KEPT]:
+            run(self._containerd.ctr("images", "remove", "--sync", outdated), log=self._log)
+            others.remove(outdated)
+        _write_record([*others, reference])
 
     def clone(self, target: Path) -> None:
         """Makes a root for another containerd, complete or not at all. It must lie on the cache's file system."""
@@ -136,17 +154,8 @@ class GoldenStore:
     def transfer(self, reference: str, other: Containerd) -> None:
         """Brings an image into a containerd that runs already."""
         self._start()
-        pipe = f"{_quoted(self._containerd.ctr('images', 'export', '-', reference))} | {_quoted(other.ctr('images', 'import', '-'))}"
-        run(["bash", "-o", "pipefail", "-c", pipe], log=self._log)
-
-    @property
-    def _record(self) -> Path:
-        return self._folder / "references.json"
-
-    def _write_record(self) -> None:
-        draft = self._record.with_suffix(".new")
-        draft.write_text(json.dumps(sorted(self._containerd.images())))
-        draft.replace(self._record)
+        source, sink = self._containerd.ctr("images", "export", "-", reference), other.ctr("images", "import", "-")
+        run(["bash", "-o", "pipefail", "-c", f"{_quoted(source)} | {_quoted(sink)}"], log=self._log)
 
     def _start(self) -> None:
         if not self._processes.alive("containerd"):
@@ -158,4 +167,3 @@ class GoldenStore:
 
 def _quoted(command: list[Argument]) -> str:
     return " ".join(f"'{word}'" for word in command)
-

@@ -36,7 +36,7 @@ class ControlPlane:
             f"--listen-client-urls={_ETCD}",
             f"--advertise-client-urls={_ETCD}",
             "--listen-peer-urls=http://127.0.0.1:2380",
-            # A development cluster may lose its last second when the machine loses power; it gets quick writes for that.
+            # A development cluster may lose its last second when the machine loses power, and writes fast for that.
             "--unsafe-no-fsync",
         ]
 
@@ -44,7 +44,9 @@ class ControlPlane:
         hosts = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"]
         hosts += ["localhost", "127.0.0.1", self.network.node_address, self.network.api_service_address]
         certificate, key = self.authority.server("kube-apiserver", hosts)
-        kubelet_certificate, kubelet_key = self.authority.client("apiserver-kubelet", "apiserver-kubelet", "system:masters")
+        kubelet_certificate, kubelet_key = self.authority.client(
+            "apiserver-kubelet", "apiserver-kubelet", "system:masters"
+        )
         service_account_key = self.authority.signing_key("service-accounts")
         return [
             *self.network.inside,

@@ -72,4 +72,3 @@ def unpacked(package: str, log: Path) -> Path:
 def path_with_sbin() -> str:
     """PATH for the daemons: a user's own often lacks the sbin folders, where runc and nft lie."""
     return f"{os.environ['PATH']}:{_SBIN}"
-

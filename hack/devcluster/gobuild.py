@@ -6,7 +6,6 @@ and the version of Go, so a changed pin builds that group again and nothing else
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -52,9 +51,7 @@ ENVOY_GATEWAY = Group("envoy-gateway", "github.com/envoyproxy/gateway", 126)
 VERSITYGW = Group("versitygw", "github.com/versity/versitygw", 76)
 COREDNS = Group("coredns", "github.com/coredns/coredns", 114)
 # Debian's prometheus package is built without Kubernetes discovery, so it would find no pods.
-PROMETHEUS = Group(
-    "prometheus", "github.com/prometheus/prometheus", 100, tags="remove_all_sd,enable_kubernetes_sd"
-)
+PROMETHEUS = Group("prometheus", "github.com/prometheus/prometheus", 100, tags="remove_all_sd,enable_kubernetes_sd")
 KIND = Group("kind", "sigs.k8s.io/kind", 30)
 GROUPS = (ETCD, KUBERNETES, HELM, ENVOY_GATEWAY, VERSITYGW, COREDNS, PROMETHEUS)
 
@@ -75,9 +72,10 @@ def build(group: Group, log: Path) -> Path:
         for leftover in result.parent.glob(".building-*"):
             shutil.rmtree(leftover)
         building = Path(tempfile.mkdtemp(prefix=".building-", dir=result.parent))
-        tools = json.loads(capture([go_command(), "mod", "edit", "-json", group.folder / "go.mod"]))["Tool"]
+        go = str(go_command())
+        tools = json.loads(capture([go, "mod", "edit", "-json", str(group.folder / "go.mod")]))["Tool"]
         run(
-            [go_command(), "build", *_flags(group), "-o", f"{building}/", *[tool["Path"] for tool in tools]],
+            [go, "build", *_flags(group), "-o", f"{building}/", *[tool["Path"] for tool in tools]],
             log=log,
             env=_environment(),
             cwd=group.folder,
@@ -92,30 +90,34 @@ def build(group: Group, log: Path) -> Path:
 
 
 def discard_build_cache() -> None:
-    """Removes Go's own caches, 11 GB, once every group is built: a changed pin builds its group again from nothing."""
+    """Removes Go's own caches, 11 GB, when all is built: a changed pin builds its group again from nothing."""
     caches = cache_dir() / "go-build"
-    if caches.exists() and all(is_built(group) for group in GROUPS):
+    if caches.exists():
         with FileLock(cache_dir() / "bin" / ".discard.lock"):
             # Go keeps modules read-only.
-            run([go_command(), "clean", "-modcache"], env=_environment())
+            run([str(go_command()), "clean", "-modcache"], env=_environment())
             shutil.rmtree(caches, ignore_errors=True)
 
 
-def module_files(group: Group, part: str, log: Path) -> Path:
-    """A folder out of the source of the group's main module, such as a chart, copied into the cache."""
-    target = cache_dir() / "modules" / f"{group.name}-{group.version}" / part
-    if not target.is_dir():
-        download = [go_command(), "mod", "download", "-json", f"{group.module}@{group.version}"]
-        source = Path(json.loads(capture(download, env=_environment(), cwd=group.folder, timeout=600))["Dir"])
-        draft = target.with_name(f".{target.name}-copying")
-        shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(source / part, draft)
-        run(["chmod", "-R", "u+w", draft], log=log)  # Go keeps modules read-only
-        draft.rename(target)
-    return target
+def module_files(group: Group, part: str) -> Path:
+    """Where a folder out of the source of the group's main module, such as a chart, is in the cache, or will be."""
+    return cache_dir() / "modules" / f"{group.name}-{group.version}" / part
+
+
+def extract_module_files(group: Group, part: str, log: Path) -> None:
+    """Copies that folder into the cache."""
+    result = module_files(group, part)
+    download = [str(go_command()), "mod", "download", "-json", f"{group.module}@{group.version}"]
+    source = Path(json.loads(capture(download, env=_environment(), cwd=group.folder, timeout=600))["Dir"])
+    draft = result.with_name(f".{result.name}-copying")
+    shutil.rmtree(draft, ignore_errors=True)
+    shutil.copytree(source / part, draft)
+    run(["chmod", "-R", "u+w", draft], log=log)  # Go keeps modules read-only
+    draft.rename(result)
 
 
 def target(group: Group) -> Path:
+    """Where the group's programs are, or will be when they are built."""
     content = hashlib.sha256()
     for part in (group.folder / "go.mod", group.folder / "go.sum"):
         content.update(part.read_bytes())
@@ -166,6 +168,5 @@ def _flags(group: Group) -> list[str]:
 
 def _name_after_module(folder: Path, group: Group) -> None:
     """etcd's main package is the module `server/v3` itself, and would be installed as `server` (or `v3`)."""
-    programs = os.listdir(folder)
-    if group is ETCD and len(programs) == 1:
-        (folder / programs[0]).rename(folder / "etcd")
+    if group is ETCD:
+        next(folder.iterdir()).rename(folder / "etcd")

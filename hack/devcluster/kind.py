@@ -5,10 +5,11 @@ loaded with `kind load`. kind brings DNS, and a CNI that enforces NetworkPolicie
 """
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
-from devcluster import addons, gobuild
+from devcluster import addons, gobuild, images
 from devcluster.clients import Clients
 from devcluster.commands import StepError, capture, run
 from devcluster.paths import HACK, clusters_dir
@@ -29,6 +30,11 @@ def engine_answers() -> bool:
     return asked.returncode == 0
 
 
+def _programs() -> list[gobuild.Group]:
+    """What has to be built: kubectl comes with all of Kubernetes, so only where the machine has none."""
+    return [gobuild.KIND, gobuild.HELM, *([] if shutil.which("kubectl") else [gobuild.KUBERNETES])]
+
+
 class KindCluster:
     """One kind cluster, by name; the same face as NativeCluster."""
 
@@ -47,20 +53,28 @@ class KindCluster:
         return []
 
     def program_folders(self) -> list[Path]:
-        return [gobuild.target(gobuild.KIND), gobuild.target(gobuild.HELM), gobuild.target(gobuild.KUBERNETES)]
+        return [gobuild.target(group) for group in _programs()]
 
     def components(self) -> dict[str, bool]:
         return {self._node: self._exists()}
 
     def up(self, progress: Progress, gpus: int | None) -> None:
-        for group in (gobuild.KIND, gobuild.HELM):
+        for group in _programs():
             if not gobuild.is_built(group):
                 with progress.step(f"build {group.name} {group.version}") as log:
                     gobuild.build(group, log)
+        addons.prepare_chart(progress)
+        gobuild.discard_build_cache()
         with progress.step("kind") as log:
             if not self._exists():
-                command = [self._kind, "create", "cluster", f"--config={_CONFIG}", "--wait=180s"]
-                run([*command, f"--name={self._kind_name}", f"--kubeconfig={self.kubeconfig}"], log=log)
+                made = [f"--name={self._kind_name}", f"--kubeconfig={self.kubeconfig}"]
+                run([self._kind, "create", "cluster", f"--config={_CONFIG}", "--wait=180s", *made], log=log)
+        references = images.references()
+        for name, reference in references.items():
+            with progress.step(f"image {name}") as log:
+                images.build_with_docker(name, log)
+                run([self._kind, "load", "docker-image", reference, f"--name={self._kind_name}"], log=log, timeout=1800)
+        self.record.update(images=references)
         clients = Clients(self.kubeconfig, self.program_folders())
         number = self.record.read().get("gpus", 0) if gpus is None else gpus
         clients.patch_node_resource(self._node, "nvidia.com/gpu", number)
@@ -72,8 +86,8 @@ class KindCluster:
             "S3_REGION": addons.S3_REGION,
         }
         installer = addons.Addons(clients.kubectl, clients.helm, {}, values)
-        with progress.step("addons") as log:
-            installer.install_envoy_gateway(addons.chart_folder(log))
+        with progress.step("addons"):
+            installer.install_envoy_gateway()
             for name in _MANIFESTS:
                 installer.apply(name)
             installer.wait(_COMPONENTS)
@@ -81,16 +95,21 @@ class KindCluster:
     def down(self, progress: Progress) -> None:
         with progress.step("kind") as log:
             run([self._kind, "delete", "cluster", f"--name={self._kind_name}"], log=log)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def stop_component(self, component: str, *, kill: bool) -> None:
-        raise StepError(f"{component} can't be stopped in a kind cluster, where the node's processes are one container's")
+        raise StepError(
+            f"{component} can't be stopped in a kind cluster, where the node's processes are one container's"
+        )
 
     def start_component(self, component: str) -> None:
-        raise StepError(f"{component} can't be started in a kind cluster, where the node's processes are one container's")
+        raise StepError(
+            f"{component} can't be started in a kind cluster, where the node's processes are one container's"
+        )
 
     @property
-    def _kind(self) -> Path:
-        return gobuild.target(gobuild.KIND) / "kind"
+    def _kind(self) -> str:
+        return str(gobuild.target(gobuild.KIND) / "kind")
 
     def _exists(self) -> bool:
         told = capture(["docker", "ps", "--all", "--format={{json .Names}}", f"--filter=name=^{self._node}$"])

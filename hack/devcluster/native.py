@@ -10,7 +10,9 @@ import shutil
 import time
 from pathlib import Path
 
-from devcluster import addon_images, addons, cgroup, containerd, debian, gobuild, network
+from filelock import FileLock
+
+from devcluster import addon_images, addons, cgroup, containerd, debian, gobuild, images, network
 from devcluster.certificates import Authority
 from devcluster.clients import Clients
 from devcluster.commands import StepError, run
@@ -23,7 +25,15 @@ from devcluster.progress import Progress
 from devcluster.record import Record
 
 _MANIFESTS = ("coredns", "storage", "prometheus", "gateway")
-_COMPONENTS = ("etcd", "containerd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
+_COMPONENTS = (
+    "etcd",
+    "containerd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kube-proxy",
+)
 
 
 class NativeCluster:
@@ -99,28 +109,33 @@ class NativeCluster:
             if not gobuild.is_built(group):
                 with progress.step(f"build {group.name} {group.version} (about {group.seconds} s on two cores)") as log:
                     gobuild.build(group, log)
+        addons.prepare_chart(progress)
         gobuild.discard_build_cache()
 
     def _prepare_images(self, progress: Progress) -> tuple[dict[str, str], dict[str, str]]:
-        """Makes the golden store hold every image; returns the references of the addons' and of Perch's own."""
-        with progress.step("image references") as log:
-            addon_references = addon_images.references(log)
-            archives = cache_dir() / "archives"
-            archives.mkdir(parents=True, exist_ok=True)
-        with GoldenStore(archives / "containerd.log") as store:
-            present = store.references
-            for name, reference in addon_references.items():
-                if reference not in present:
-                    with progress.step(f"image {name}") as log:
+        """Has every image in the golden store; returns the references of the addons' images and of Perch's own."""
+        archives = cache_dir() / "archives"
+        archives.mkdir(parents=True, exist_ok=True)
+        log = archives / "packages.log"
+        addon_references, perch_references = addon_images.references(log), images.references()
+        for name, reference in {**addon_references, **perch_references}.items():
+            # Two clusters that start at once build an image once; clones need not wait for a build.
+            with FileLock(archives / f".{name}.lock"):
+                if reference in containerd.golden_references():
+                    continue
+                with progress.step(f"image {name}") as log:
+                    if name in perch_references:
+                        archive = images.build(name, log)
+                    else:
                         archive = archives / f"{name}.tar"
-                        archive.unlink(missing_ok=True)
                         addon_images.build(name, reference, archive, log)
+                    with GoldenStore(log) as store:
                         store.add(reference, archive)
-                        archive.unlink()
-        return addon_references, {}
+                    archive.unlink()
+        return addon_references, perch_references
 
     def _stands(self) -> bool:
-        """Whether what is there was made since the machine started and has its namespace: then `up` can go on with it."""
+        """Whether what is there was made since the machine started, and has its namespace: `up` can go on with it."""
         try:
             same_boot = (self.folder / "boot-id").read_text() == _boot_id()
         except FileNotFoundError:
@@ -157,7 +172,9 @@ class NativeCluster:
             for component in ("etcd", "kube-apiserver"):
                 self.processes.require(component)
             if time.monotonic() > deadline:
-                raise StepError(f"kube-apiserver is not ready after 90 s; its log is {self.processes.log('kube-apiserver')}")
+                raise StepError(
+                    f"kube-apiserver is not ready after 90 s; its log is {self.processes.log('kube-apiserver')}"
+                )
             time.sleep(0.1)
 
     def set_gpus(self, number: int) -> None:
@@ -179,8 +196,8 @@ class NativeCluster:
             with progress.step("DNS, S3 server, Prometheus"):
                 for name in ("coredns", "storage", "prometheus"):
                     installer.apply(name)
-            with progress.step("Envoy Gateway") as log:
-                installer.install_envoy_gateway(addons.chart_folder(log))
+            with progress.step("Envoy Gateway"):
+                installer.install_envoy_gateway()
                 installer.apply("gateway")
             self.record.update(addons=digest)
         with progress.step("addons are ready"):
@@ -211,13 +228,14 @@ class NativeCluster:
                 shutil.rmtree(folder)
 
     def _remove_traces_elsewhere(self) -> None:
-        """Files that runc's shims, the CNI library and the kubelet keep in places of their own choice."""
+        """Files that the shims, the CNI library and the kubelet keep in places of their own choice."""
         for address in self._run.glob("containerd/io.containerd.runtime.v2.task/k8s.io/*/address"):
             Path(address.read_text().removeprefix("unix://")).unlink(missing_ok=True)
-        for result in Path("/var/lib/cni/results").glob(f"perch-{self.name}-*"):
-            result.unlink()
+        for sandbox in self._containerd_root.glob("io.containerd.grpc.v1.cri/sandboxes/*"):
+            for result in Path("/var/lib/cni/results").glob(f"*-{sandbox.name}-*"):
+                result.unlink()
         for link in Path("/var/log/containers").glob("*.log"):
-            if link.is_symlink() and Path(os.readlink(link)).is_relative_to(self.folder):
+            if link.is_symlink() and link.readlink().is_relative_to(self.folder):
                 link.unlink()
 
     # -- parts
@@ -241,7 +259,9 @@ class NativeCluster:
             "kube-proxy": node.proxy,
         }
         if component not in commands:
-            raise StepError(f"there is no component {component}; those there are: {', '.join([*_COMPONENTS, *addons.DEPLOYMENTS])}")
+            raise StepError(
+                f"there is no component {component}; those there are: {', '.join([*_COMPONENTS, *addons.DEPLOYMENTS])}"
+            )
         self.processes.start(component, commands[component](), path=debian.path_with_sbin())
 
     def _containerd_command(self, config: Path) -> list[str | Path]:

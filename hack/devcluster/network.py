@@ -90,7 +90,7 @@ class Network:
         run([*self.inside, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"], log=log)
         run(["ip", "route", "replace", self.whole, "via", self.node_address, "dev", self.interface], log=log)
 
-    def remove(self, log: Path) -> None:
+    def remove(self, log: Path | None) -> None:
         """Removes both; the route goes with its interface."""
         if (Path("/sys/class/net") / self.interface).exists():
             run(["ip", "link", "delete", self.interface], log=log)
@@ -100,7 +100,7 @@ class Network:
 
 
 def claim(clusters: Path, name: str) -> Network:
-    """The network of this cluster: the number it has, or else the lowest that no other one has and no route overlaps."""
+    """The network of this cluster: by the number it has, or else the lowest that is free and that no route overlaps."""
     clusters.mkdir(parents=True, exist_ok=True)
     with FileLock(clusters / ".networks.lock"):
         taken = _read(clusters)
@@ -112,7 +112,9 @@ def claim(clusters: Path, name: str) -> Network:
                     taken[name] = index
                     break
             else:
-                raise StepError(f"no address range is free for another cluster; those there are: {', '.join(sorted(taken))}")
+                raise StepError(
+                    f"no address range is free for another cluster; those there are: {', '.join(sorted(taken))}"
+                )
             _write(clusters, taken)
         return Network(name, taken[name])
 
@@ -132,7 +134,7 @@ def claimed(clusters: Path, name: str) -> Network | None:
 
 def _read(clusters: Path) -> dict[str, int]:
     try:
-        return json.loads((clusters / ".networks.json").read_text())
+        return dict(json.loads((clusters / ".networks.json").read_text()))
     except FileNotFoundError:
         return {}
 
@@ -144,9 +146,10 @@ def _write(clusters: Path, taken: dict[str, int]) -> None:
 
 
 def _routed_networks() -> list[ipaddress.IPv4Network]:
+    """What the machine's routing tables know already, other clusters' networks included."""
     routes = json.loads(capture(["ip", "-json", "-4", "route", "show", "table", "all"]) or "[]")
     found = []
     for route in routes:
         if route["dst"] != "default":
-            found.append(ipaddress.ip_network(route["dst"].removeprefix("broadcast "), strict=False))
+            found.append(ipaddress.IPv4Network(route["dst"].removeprefix("broadcast "), strict=False))
     return found

@@ -57,7 +57,9 @@ class Processes:
     def require(self, component: str) -> None:
         """Raises with the end of its log if the component does not run."""
         if not self.alive(component):
-            raise StepError(f"{component} has ended; its log is {self.log(component)} and ends:\n{tail(self.log(component))}")
+            raise StepError(
+                f"{component} has ended; its log is {self.log(component)} and ends:\n{tail(self.log(component))}"
+            )
 
     def stop(self, component: str | None = None, *, kill: bool = False, timeout: float = 90) -> None:
         """Ends one component (or all), politely unless `kill`, and waits until it is gone. `timeout` in seconds.

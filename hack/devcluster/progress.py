@@ -1,4 +1,4 @@
-"""What a person sees while a cluster comes up: one line for each step, with its time, and on failure where its log is."""
+"""What a person sees while a cluster comes up: a line for each step, with its time; on failure, where its log is."""
 
 import re
 import time

@@ -13,7 +13,7 @@ class Record:
 
     def read(self) -> dict[str, Any]:
         try:
-            return json.loads(self._path.read_text())
+            return dict(json.loads(self._path.read_text()))
         except FileNotFoundError:
             return {}
 

@@ -11,6 +11,7 @@ import json
 import logging
 import signal
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import aiohttp
@@ -95,10 +96,14 @@ async def find_cluster(kube: Kube, settings: Settings) -> str:
 async def run(settings: Settings) -> int:
     """Run until a signal (0) or until this process may no longer act (1)."""
     stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+
+    def take_signals() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+
+    take_signals()
     kube = await Kube.connect()
-    work = asyncio.create_task(_work(kube, settings))
+    work = asyncio.create_task(_work(kube, settings, take_signals))
     stop = asyncio.create_task(stopped.wait())
     try:
         await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -116,7 +121,7 @@ async def run(settings: Settings) -> int:
     return 1
 
 
-async def _work(kube: Kube, settings: Settings) -> None:
+async def _work(kube: Kube, settings: Settings, take_signals: Callable[[], None]) -> None:
     reconciler = Reconciler(kube, await _installation(kube, settings), settings.namespaces)
     runner = web.AppRunner(build_app(reconciler))
     await runner.setup()
@@ -130,7 +135,11 @@ async def _work(kube: Kube, settings: Settings) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(lease.hold(), name="lease")
             group.create_task(reconciler.run(), name="reconciler")
-            watching = group.create_task(handlers.serve(reconciler, settings.namespaces), name="kopf")
+            started = asyncio.Event()
+            watching = group.create_task(handlers.serve(reconciler, settings.namespaces, started), name="kopf")
+            await asyncio.wait({watching, asyncio.ensure_future(started.wait())}, return_when=asyncio.FIRST_COMPLETED)
+            # Kopf has put its own handlers in the place of ours: a signal would end its watch, not our work.
+            take_signals()
             await watching
             raise LeaseLostError("kopf's watch ended")
     finally:

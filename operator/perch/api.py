@@ -671,7 +671,8 @@ class Runtime(Model):
         ge=30,
         le=3600,
         json_schema_extra={"format": "int64"},
-        description="Time for a pod to end: 15 s for proxies to turn away, then Triton finishes what it has. 60 if omitted, at least 30.",
+        description="Time for a pod to end: 15 s for proxies to turn away, then Triton finishes what it has. "
+        "60 if omitted, at least 30.",
     )
     shared_memory_size: Quantity = Field("256Mi", description="Size of /dev/shm, in memory; 256Mi if omitted.")
 
@@ -864,6 +865,8 @@ class WeightStatus(StatusModel):
 
 
 class Status(StatusModel):
+    """Observed state, written by the operator. Conditions are the truth; the rest tells them in figures."""
+
     observed_generation: int = Field(0, json_schema_extra={"format": "int64"}, description="Generation of spec that was read.")
     stable: Int32 | None = Field(None, description="The stable version.")
     canary: Int32 | None = Field(None, description="The canary, if there is one.")

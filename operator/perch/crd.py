@@ -89,7 +89,8 @@ def _explained(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _literal(pattern: str) -> str:
     """The pattern as a raw string of CEL, where backslashes stand for themselves."""
-    assert '"' not in pattern, f"{pattern} cannot stand in a raw string"
+    if '"' in pattern:
+        raise ValueError(f"{pattern} cannot stand in a raw string")
     return f'r"{pattern}"'
 
 
@@ -150,7 +151,7 @@ def build_crd() -> dict[str, Any]:
 
 
 class _Dumper(yaml.SafeDumper):
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         return True
 
 

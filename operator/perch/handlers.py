@@ -5,6 +5,7 @@ Kopf's change handlers are edge-triggered and keep their progress on the object;
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import kopf
@@ -41,8 +42,8 @@ async def wake(event: Any, memo: Any, **_: Any) -> None:
     reconciler.see(event["object"], deleted=event["type"] == "DELETED")
 
 
-async def serve(reconciler: Reconciler, namespaces: tuple[str, ...]) -> None:
-    """Run kopf until cancelled. Returns or raises when its watch cannot go on, such as when the CRD was removed."""
+async def serve(reconciler: Reconciler, namespaces: tuple[str, ...], started: asyncio.Event) -> None:
+    """Run kopf until cancelled; `started` is set when it has set itself up, its signal handlers included. Returns or raises when its watch cannot go on, such as when the CRD was removed."""
     await kopf.operator(
         registry=build_registry(),
         settings=build_settings(),
@@ -50,4 +51,5 @@ async def serve(reconciler: Reconciler, namespaces: tuple[str, ...]) -> None:
         standalone=True,
         clusterwide=not namespaces,
         namespaces=list(namespaces),
+        ready_flag=started,
     )

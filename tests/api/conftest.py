@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.apiserver import ApiServer, running
+
 from perch.api import GROUP, PLURAL, VERSION
 from perch.crd import build_crd
+from tests.apiserver import ApiServer, running
 
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 COLLECTION = f"/apis/{GROUP}/{VERSION}/namespaces/default/{PLURAL}"

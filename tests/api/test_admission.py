@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from tests.apiserver import ApiServer
-from perch.api import GROUP, KIND, MAX_VERSIONS, VERSION, Spec
 from pydantic import ValidationError
+
+from perch.api import GROUP, KIND, MAX_VERSIONS, VERSION, Spec
+from tests.apiserver import ApiServer
 
 COLLECTION = f"/apis/{GROUP}/{VERSION}/namespaces/default/modeldeployments"
 Change = Callable[[dict[str, Any]], object]
@@ -23,7 +24,14 @@ Change = Callable[[dict[str, Any]], object]
 def entry(version: int) -> dict[str, Any]:
     return {
         "version": version,
-        "checkpoint": {"uri": f"s3://checkpoints/digits/v{version}.pt", "format": "StateDict", "sha256": f"{version:064x}"},
+        "checkpoint": {
+            "uri": f"s3://checkpoints/digits/v{version}.pt",
+            "format": "StateDict",
+            "sha256": f"{version:064x}",
+            "endpoint": "https://s3.elsewhere",
+            "region": "eu-west-1",
+            "credentialsSecretRef": {"name": "checkpoints"},
+        },
         "architecture": {"name": "lenet5", "parameters": {"numClasses": 10}},
         "inputs": [{"name": "image", "dataType": "FP32", "shape": [1, 28, 28]}],
         "outputs": [{"name": "logits", "dataType": "FP32", "shape": [10]}],
@@ -40,13 +48,16 @@ def entry(version: int) -> dict[str, Any]:
 def full_spec(versions: int = 2) -> dict[str, Any]:
     """A spec with every field set."""
     requirement = {"key": "zone", "operator": "In", "values": ["a", "b"]}
-    pods = {"topologyKey": "kubernetes.io/hostname", "namespaces": ["vision"]}
     selector = {"matchLabels": {"app": "other"}, "matchExpressions": [requirement]}
-    anti = {
-        "requiredDuringSchedulingIgnoredDuringExecution": [{**pods, "labelSelector": selector}],
+    pods = {"topologyKey": "kubernetes.io/hostname", "namespaces": ["vision"], "labelSelector": selector}
+    near = {
+        "requiredDuringSchedulingIgnoredDuringExecution": [pods],
         "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "podAffinityTerm": pods}],
     }
-    nodes = {"matchExpressions": [{"key": "memory", "operator": "Gt", "values": ["7"]}]}
+    nodes = {
+        "matchExpressions": [{"key": "memory", "operator": "Gt", "values": ["7"]}],
+        "matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n"]}],
+    }
     resources = {
         "limits": {"nvidia.com/gpu": 1, "memory": "8Gi"},
         "requests": {"nvidia.com/gpu": 1, "memory": "4Gi", "cpu": "500m"},
@@ -81,15 +92,11 @@ def full_spec(versions: int = 2) -> dict[str, Any]:
             "replicas": 2,
             "affinity": {
                 "nodeAffinity": {
-                    "requiredDuringSchedulingIgnoredDuringExecution": {
-                        "nodeSelectorTerms": [
-                            {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n"]}], **nodes}
-                        ]
-                    },
+                    "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [nodes]},
                     "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "preference": nodes}],
                 },
-                "podAffinity": anti,
-                "podAntiAffinity": anti,
+                "podAffinity": near,
+                "podAntiAffinity": near,
             },
             "env": [
                 {"name": "PLAIN", "value": "x"},
@@ -771,8 +778,7 @@ def _unset_fields(model: Any, path: str = "spec") -> Iterator[str]:
         models = [item for item in items if hasattr(item, "model_fields_set")]
         if field not in model.model_fields_set:
             yield f"{path}.{field}"
-        for found in _missing_everywhere([list(_unset_fields(item, f"{path}.{field}")) for item in models]):
-            yield found
+        yield from _missing_everywhere([list(_unset_fields(item, f"{path}.{field}")) for item in models])
 
 
 def _missing_everywhere(unset: list[list[str]]) -> list[str]:

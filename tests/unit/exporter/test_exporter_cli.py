@@ -81,9 +81,7 @@ _KEYS = {"AWS_ACCESS_KEY_ID": "AKIAPERCH", "AWS_SECRET_ACCESS_KEY": "not-to-be-s
 
 
 @pytest.mark.parametrize(("changes", "code", "reason"), [c[1:] for c in FAILURES], ids=[c[0] for c in FAILURES])
-def test_fetch_fails_in_one_sentence_for(
-    changes: dict[str, object], code: int, reason: Reason, tmp_path: Path
-) -> None:
+def test_fetch_fails_in_one_sentence_for(changes: dict[str, object], code: int, reason: Reason, tmp_path: Path) -> None:
     content = json.loads(file_request(tmp_path, b"a checkpoint").to_json())
     for path, value in changes.items():
         *folders, last = path.split("__")

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from exporter_builders import file_request, request
 
+from perch_exporter import contract
 from perch_exporter.contract import (
     Architecture,
     CheckpointFormat,
@@ -30,6 +33,7 @@ from perch_exporter.workspace import FIGURES, MODEL, Workspace
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch", reason="needs the exporter image's environment: torch is not installed here")
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # as the command line does, before onnxruntime is imported
 
 import onnxruntime  # noqa: E402
 import safetensors.torch  # noqa: E402
@@ -184,9 +188,7 @@ MISMATCHES: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
 
 
 @pytest.mark.parametrize(("change", "says"), [case[1:] for case in MISMATCHES], ids=[case[0] for case in MISMATCHES])
-def test_a_checkpoint_does_not_fit_when(
-    change: Callable[[dict[str, Any]], None], says: str, lenet: Any, tmp_path: Path
-) -> None:
+def test_a_checkpoint_does_not_fit_when(change: Callable[[dict[str, Any]], None], says: str, lenet: Any, tmp_path: Path) -> None:
     weights = dict(lenet.state_dict())
     change(weights)
     with pytest.raises(StepFailed, match=says) as caught:
@@ -209,7 +211,7 @@ def test_a_malicious_pickle_does_not_run_and_the_way_out_is_told(zipped: bool, t
     target = tmp_path / "stolen"
     path = tmp_path / "evil.pt"
     torch.save({"c1.weight": Malice(target)}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(StepFailed, match="was not opened.*safetensors") as caught:
+    with pytest.raises(StepFailed, match=r"was not opened.*safetensors") as caught:
         converted(file_request(tmp_path, path), tmp_path)
     assert caught.value.reason is Reason.UNSAFE_CHECKPOINT
     assert not target.exists()
@@ -217,6 +219,39 @@ def test_a_malicious_pickle_does_not_run_and_the_way_out_is_told(zipped: bool, t
     # The control: read without the protection, this very file does its harm.
     torch.load(path, weights_only=False)
     assert "PATH=" in target.read_text()
+
+
+def run_convert(asked: ExportRequest, root: Path) -> tuple[subprocess.CompletedProcess[str], Workspace]:
+    workspace = Workspace(root / "work")
+    fetch(asked, workspace, {})
+    (root / "r.json").write_text(asked.to_json())
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": ":".join(path for path in sys.path if path)}
+    command = [sys.executable, "-m", "perch_exporter", "convert", "--request", str(root / "r.json")]
+    command += ["--workspace", str(workspace.root), "--termination-log", str(root / "message")]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120), workspace
+
+
+def test_the_command_clears_what_an_attempt_before_it_left_and_leaves_three_files(lenet: Any, tmp_path: Path) -> None:
+    output = tmp_path / "work" / "output"
+    (output / ".scratch-of-a-killed-attempt").mkdir(parents=True)
+    (output / "figures.json").symlink_to(tmp_path / "elsewhere")
+    done, workspace = run_convert(file_request(tmp_path, saved(lenet.state_dict(), tmp_path)), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in workspace.output.iterdir()) == ["figures.json", "golden.npz", "model.onnx"]
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_the_command_ends_with_3_and_one_sentence_for_a_malicious_pickle(tmp_path: Path) -> None:
+    target = tmp_path / "stolen"
+    done, workspace = run_convert(file_request(tmp_path, saved({"w": Malice(target)}, tmp_path)), tmp_path)
+    assert done.returncode == contract.EXIT_PERMANENT
+    assert done.stderr.startswith("convert failed: UnsafeCheckpoint: ")
+    assert done.stderr.count("\n") == 1
+    error = Summary.from_json((tmp_path / "message").read_text()).error
+    assert error is not None
+    assert (error.reason, error.retryable) == (Reason.UNSAFE_CHECKPOINT, False)
+    assert not target.exists()
+    assert list(workspace.output.iterdir()) == []
 
 
 @dataclasses.dataclass
@@ -258,7 +293,10 @@ UNREADABLE: list[tuple[str, str, Callable[[Path], Path], Reason, str]] = [
     ("random bytes", "StateDict", _bytes(bytes(range(256)) * 40), Reason.CHECKPOINT_UNREADABLE, ""),
     ("a truncated file", "StateDict", _truncated, Reason.CHECKPOINT_UNREADABLE, ""),
     ("a text", "StateDict", _bytes(b"version https://git-lfs"), Reason.CHECKPOINT_UNREADABLE, ""),
-    ("a plain pickle of os.system", "StateDict", _bytes(pickle.dumps(os.system)), Reason.UNSAFE_CHECKPOINT, "system"),
+    ("a plain pickle of os.system", "StateDict", _bytes(pickle.dumps(os.system, 2)), Reason.UNSAFE_CHECKPOINT,
+     "posix.system"),
+    ("a pickle of a newer protocol", "StateDict", _bytes(pickle.dumps(os.system, 5)), Reason.UNSAFE_CHECKPOINT,
+     "Unsupported operand"),
     ("a class of the user's own", "StateDict", _torch({"a": Settings()}), Reason.UNSAFE_CHECKPOINT, "Settings"),
     ("a whole module", "StateDict", _torch(torch.nn.Linear(2, 2)), Reason.UNSAFE_CHECKPOINT, "Linear"),
     ("a training checkpoint", "StateDict", _torch({"epoch": 3, "model": {"w": torch.zeros(1)}}),
@@ -286,6 +324,7 @@ def test_a_checkpoint_is_refused_that_is(
     assert caught.value.reason is reason
     assert not reason.retryable
     assert says in caught.value.message
+    assert "weights_only" not in caught.value.message, "torch's advice to switch the protection off is not ours"
 
 
 ARCHITECTURES = [

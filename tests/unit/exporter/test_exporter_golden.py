@@ -161,6 +161,46 @@ def wire() -> Iterator[str]:
     server.stop(None)
 
 
+@pytest.mark.parametrize("output", [{"name": "logits", "shape": [1, 10]}, {"name": "other", "shape": [1, 10]}])
+def test_an_answer_that_cannot_be_read_leaves_the_pod_not_ready_and_alive(
+    output: dict[str, Any], artifact_root: Path, wire: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backend's fault, seen once: a shape of ten numbers, and no bytes."""
+    answer = service_pb2.ModelInferResponse(model_name="digits", model_version="1")
+    answer.outputs.add(datatype="FP32", **output)
+    answer.raw_output_contents.append(b"")
+    monkeypatch.setattr(Wire, "ModelInfer", lambda *_: answer)
+    artifact = Artifact.load(artifact_root)
+    state = look(Gate(artifact, TritonServer(wire, artifact.manifest)))
+    assert not state.ready
+    assert "its answer cannot be read" in state.sentence
+
+
+def test_a_triton_that_comes_late_is_seen_soon(artifact_root: Path) -> None:
+    """gRPC's own back-off would grow to two minutes while the port refuses."""
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Wire(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.stop(None).wait()
+    artifact = Artifact.load(artifact_root)
+    gate = Gate(artifact, TritonServer(f"127.0.0.1:{port}", artifact.manifest))
+    until = time.monotonic() + 6
+    while time.monotonic() < until:  # long enough for gRPC's default to wait more than 2 seconds at a time
+        assert not look(gate).ready
+        time.sleep(0.1)
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Wire(), server)
+    assert server.add_insecure_port(f"127.0.0.1:{port}") == port
+    server.start()
+    started = time.monotonic()
+    try:
+        while not look(gate).ready:
+            assert time.monotonic() - started < 2
+            time.sleep(0.1)
+    finally:
+        server.stop(None)
+
+
 def get(port: int, path: str) -> tuple[int, str]:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:

@@ -188,7 +188,7 @@ def test_what_belongs_to_another_is_never_touched(place: Place, with_manifest: b
 def test_another_revision_under_the_same_prefix_is_another_owner(place: Place) -> None:
     place.publish()
     other = place.request.model_copy(update={"artifact_revision": "ffffffff"})
-    with pytest.raises(StepFailed, match="PrefixOwnedByAnother.*0123abcd"):
+    with pytest.raises(StepFailed, match=r"PrefixOwnedByAnother.*0123abcd"):
         publish(other, place.workspace, {})
 
 
@@ -196,7 +196,7 @@ def test_a_manifest_that_cannot_be_read_is_left_for_a_human(place: Place) -> Non
     place.prefix.mkdir(parents=True)
     (place.prefix / "manifest.json").write_text("{}")
     for step in (place.publish, lambda: delete(place.delete_request(), {})):
-        with pytest.raises(StepFailed, match="ArtifactCorrupt.*by hand"):
+        with pytest.raises(StepFailed, match=r"ArtifactCorrupt.*by hand"):
             step()
     assert (place.prefix / "manifest.json").read_text() == "{}"
 
@@ -327,9 +327,7 @@ def test_delete_erases_ours_and_a_second_time_nothing(place: Place) -> None:
 
 
 @pytest.mark.parametrize("changes", range(5))
-def test_a_delete_that_dies_anywhere_is_finished_by_the_next(
-    place: Place, changes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_delete_that_dies_anywhere_is_finished_by_the_next(place: Place, changes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     place.publish()
     dying = DyingStore(place.prefix, changes)
     with monkeypatch.context() as patch:

@@ -47,7 +47,7 @@ def test_larger_inputs_have_fewer_samples(shape: tuple[int, ...], count: int) ->
 
 
 def test_inputs_too_large_for_any_samples_are_refused() -> None:
-    with pytest.raises(StepFailed, match="ShapeMismatch.*do not fit"):
+    with pytest.raises(StepFailed, match=r"ShapeMismatch.*do not fit"):
         sample_count([spec(3, 4096, 4096)])
 
 

@@ -50,7 +50,8 @@ def store() -> S3Store:
     [
         ("NoSuchBucket", 404, Reason.BUCKET_NOT_FOUND, "create the bucket"),
         ("NoSuchKey", 404, Reason.OBJECT_NOT_FOUND, "upload the object"),
-        ("404", 404, Reason.OBJECT_NOT_FOUND, "upload the object"),
+        ("404", 404, Reason.STORE_REFUSED, "an S3 server"),
+        ("XAdminUserNotFound", 404, Reason.ACCESS_DENIED, "Secret"),
         ("AccessDenied", 403, Reason.ACCESS_DENIED, "Secret"),
         ("InvalidAccessKeyId", 403, Reason.ACCESS_DENIED, "Secret"),
         ("SignatureDoesNotMatch", 403, Reason.ACCESS_DENIED, "Secret"),
@@ -98,6 +99,15 @@ def test_a_missing_object_is_none_but_a_missing_bucket_is_an_error(store: S3Stor
         assert store.read("manifest.json", 10) is None
         stubber.add_client_error("get_object", "NoSuchBucket", "", 404)
         with pytest.raises(StepFailed, match="BucketNotFound"):
+            store.read("manifest.json", 10)
+
+
+@pytest.mark.parametrize("code", ["404", "XAdminUserNotFound"])
+def test_a_404_that_is_not_about_the_object_is_never_taken_for_a_missing_manifest(code: str, store: S3Store) -> None:
+    """A web server at a mistyped endpoint, or an unknown access key: publishing again on its word would overwrite."""
+    with Stubber(store._client) as stubber:
+        stubber.add_client_error("get_object", code, "", 404)
+        with pytest.raises(StepFailed):
             store.read("manifest.json", 10)
 
 

@@ -132,8 +132,9 @@ def test_draining_does_not_begin_before_the_gateway_accepted_weight_0() -> None:
     world = running(1, 2, canary=2)
     world.gateway_accepts = False
     change(world, 1, 2, stable=2)
-    world.step()
-    world.now += timedelta(hours=1)
+    for _ in range(3):
+        world.step()
+        world.now += timedelta(hours=1)
     world.step()
     assert 1 in world.servings
     assert world.route is not None

@@ -1,0 +1,167 @@
+"""Load on a model behind the gateway, and a record of every answer: who gave it, when, and whether it came at all.
+
+    with Load(cluster.gateway_address(), "digits.example.com", "digits", grpc_rate=100, rest_rate=10) as load:
+        ...                                                  # whatever must not lose a request
+    assert all(answer.ok for answer in load.results())
+    count_by_version(load.results())                         # {"1": 812, "2": 88}
+
+The demo, the end-to-end tests and the benchmarks use it. A failed request stays failed: gRPC's own retries are off, since they
+would hide what is looked for. (The REST client replaces an idle connection that the server has closed, as HTTP clients do.)
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import tritonclient.grpc
+import tritonclient.http
+from numpy.typing import NDArray
+
+from demo import digits
+
+Address = tuple[str, int]
+Tensor = NDArray[np.float32]
+Protocol = Literal["grpc", "rest"]
+Ask = Callable[[Tensor], tuple[Tensor, str]]
+"""Sends one batch; returns the output and the version that says it gave it."""
+
+INPUT, OUTPUT = "image", "logits"
+TIMEOUT = 10.0
+"""Seconds until a request counts as failed."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one request. Times are by time.monotonic()."""
+
+    protocol: Protocol
+    image: int
+    """Index into the images."""
+    sent: float
+    answered: float
+    version: str | None = None
+    """As the answer itself says; None where there was none."""
+    predicted: int | None = None
+    """The class with the greatest output."""
+    error: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.error is None
+
+
+class Load:
+    """Sends images one by one, over and over, from one background thread for each protocol, and keeps every Answer.
+
+    A rate is in requests per second and never exceeded, also not to catch up; 0 leaves a protocol out. A count bounds the
+    requests of a protocol; without it they end with `stop`. The images are the held-out digits, if no others are given.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        hostname: str,
+        model: str,
+        *,
+        grpc_rate: float = 0,
+        rest_rate: float = 0,
+        grpc_count: int | None = None,
+        rest_count: int | None = None,
+        images: Tensor | None = None,
+    ) -> None:
+        self._target = (address, hostname, model)
+        self._images = digits.held_out()[0] if images is None else images
+        self._answers: list[Answer] = []
+        self._stopping = threading.Event()
+        wanted: list[tuple[Protocol, float, int | None]] = [("grpc", grpc_rate, grpc_count), ("rest", rest_rate, rest_count)]
+        self._threads = [
+            threading.Thread(target=self._work, args=each, daemon=True, name=f"load-{each[0]}") for each in wanted if each[1] > 0
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def wait(self, timeout: float) -> None:
+        """Until every counted request has its outcome; raises TimeoutError with how many have."""
+        deadline = time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if any(thread.is_alive() for thread in self._threads):
+            self.stop()
+            raise TimeoutError(f"only {len(self._answers)} requests had ended after {timeout:.0f} s")
+
+    def stop(self) -> None:
+        """Begins no more requests, and waits for those under way."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(TIMEOUT + 5)
+
+    def results(self) -> list[Answer]:
+        """The outcomes so far, in the order in which they came."""
+        return self._answers.copy()
+
+    def __enter__(self) -> "Load":
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def _work(self, protocol: Protocol, rate: float, count: int | None) -> None:
+        address, hostname, model = self._target
+        # The REST client belongs to the thread that opens it.
+        client = grpc_client(address, hostname) if protocol == "grpc" else rest_client(address)
+
+        def ask(image: Tensor) -> tuple[Tensor, str]:
+            return infer(client, model, image) if protocol == "grpc" else infer_rest(client, hostname, model, image)
+
+        begun, due = 0, time.monotonic()
+        while begun != count and not self._stopping.wait(max(0.0, due - time.monotonic())):
+            due = time.monotonic() + 1 / rate
+            self._answers.append(self._ask(ask, protocol, begun % len(self._images)))
+            begun += 1
+        client.close()
+
+    def _ask(self, ask: Ask, protocol: Protocol, image: int) -> Answer:
+        sent = time.monotonic()
+        try:
+            output, version = ask(self._images[image : image + 1])
+        except Exception as error:  # whatever it was, a client would have been without an answer
+            return Answer(protocol, image, sent, time.monotonic(), error=f"{type(error).__name__}: {error}")
+        return Answer(protocol, image, sent, time.monotonic(), version, int(output.reshape(-1).argmax()))
+
+
+def count_by_version(answers: Iterable[Answer]) -> dict[str, int]:
+    return dict(sorted(Counter(answer.version for answer in answers if answer.version is not None).items()))
+
+
+def grpc_client(address: Address, hostname: str) -> Any:
+    """A client whose authority is the model's host name: that is what tells models apart behind one gateway."""
+    options = [("grpc.default_authority", hostname), ("grpc.enable_retries", 0)]
+    return tritonclient.grpc.InferenceServerClient("{}:{}".format(*address), channel_args=options)
+
+
+def rest_client(address: Address) -> Any:
+    """Good for the thread that makes it, and no other."""
+    url = "{}:{}".format(*address)
+    return tritonclient.http.InferenceServerClient(url, connection_timeout=TIMEOUT, network_timeout=TIMEOUT)
+
+
+def infer(client: Any, model: str, images: Tensor) -> tuple[Tensor, str]:
+    """One request by gRPC: images [N, ...] to the output and the version that answered."""
+    tensor = tritonclient.grpc.InferInput(INPUT, list(images.shape), "FP32").set_data_from_numpy(images)
+    result = client.infer(model, [tensor], client_timeout=TIMEOUT)
+    return result.as_numpy(OUTPUT), result.get_response().model_version
+
+
+def infer_rest(client: Any, hostname: str, model: str, images: Tensor) -> tuple[Tensor, str]:
+    """The same by REST, with the host name as a header."""
+    tensor = tritonclient.http.InferInput(INPUT, list(images.shape), "FP32").set_data_from_numpy(images)
+    result = client.infer(model, [tensor], headers={"Host": hostname})
+    return result.as_numpy(OUTPUT), result.get_response()["model_version"]

@@ -1,0 +1,58 @@
+"""Write the hash-locked requirements of the images again, from the pyprojects: `python hack/images/lock.py [--upgrade]`.
+
+Every lock holds for all Pythons from 3.11 on: Debian's, which the development images have, and python:3.12-slim's. Without
+--upgrade the versions that a lock names already are kept.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+EXPORTERS = ROOT / "exporters"
+OPERATOR = ROOT / "operator"
+IMAGES = ROOT / "hack" / "images"
+
+# Torch's dependencies that only a GPU needs. Left out of the development image; see shrink_torch.py.
+GPU_PACKAGES = re.compile(r"^(nvidia-[\w-]+|cuda-[\w-]+|triton)==", re.MULTILINE)
+
+
+def compile_lock(target: Path, *arguments: str | Path) -> None:
+    settings = ["--universal", "--python-version=3.11", "--generate-hashes", "--no-annotate", "--quiet"]
+    origin = "--custom-compile-command=python hack/images/lock.py"
+    command = ["uv", "pip", "compile", *settings, origin, f"--output-file={target}", *sys.argv[1:], *arguments]
+    print(target.relative_to(ROOT))
+    subprocess.run(list(map(str, command)), check=True)
+
+
+def without_gpu(lock: str) -> str:
+    """The same lock less GPU_PACKAGES: an entry is a line that names a package and the indented lines after it."""
+    header, *entries = re.split(r"^(?=\S+==)", lock, flags=re.MULTILINE)
+    return header + "".join(entry for entry in entries if not GPU_PACKAGES.match(entry))
+
+
+def operator_requirements() -> list[str]:
+    """The operator's own, and those of the one module that it shares with the exporter."""
+    own = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    core = tomllib.loads((EXPORTERS / "pyproject.toml").read_text())["project"]["dependencies"]
+    return [requirement for requirement in own if requirement != "perch-exporter"] + core
+
+
+def main() -> None:
+    pyproject, convert = EXPORTERS / "pyproject.toml", EXPORTERS / "requirements-convert.txt"
+    compile_lock(EXPORTERS / "requirements-artifacts.txt", "--extra=artifacts", pyproject)
+    compile_lock(convert, "--extra=artifacts", "--extra=convert", pyproject)
+    (IMAGES / "requirements-convert-cpu.txt").write_text(without_gpu(convert.read_text()))
+    with tempfile.NamedTemporaryFile("w", suffix=".in") as source:
+        source.write("\n".join(operator_requirements()))
+        source.flush()
+        compile_lock(OPERATOR / "requirements.txt", source.name)
+    server = IMAGES / "requirements-tritonserver.in"
+    compile_lock(server.with_suffix(".txt"), "--no-deps", f"--constraints={convert}", server)
+
+
+if __name__ == "__main__":
+    main()

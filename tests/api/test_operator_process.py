@@ -1,0 +1,175 @@
+"""The operator's own process against a real API server without controllers: missing CRDs, killed operators, the Lease, its metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.apiserver import ApiServer, running
+
+ROOT = Path(__file__).resolve().parents[2]
+CRD = ROOT / "crds" / "modeldeployments.serving.perch.dev.yaml"
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """An API server without Perch's CRD and without Gateway API."""
+    with running(tmp_path_factory.mktemp("bare")) as server:
+        yield server
+
+
+class Operator:
+    def __init__(self, server: ApiServer, folder: Path, name: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.name = name
+        self.log = folder / f"{name}.log"
+        env = {
+            "KUBECONFIG": str(server.kubeconfig),
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": f"{ROOT}/operator:{ROOT}/exporters",
+            "PERCH_EXPORTER_IMAGE": "example.com/exporter:1",
+            "PERCH_ARTIFACTS_IMAGE": "example.com/artifacts:1",
+            "PERCH_TRITON_IMAGE": "example.com/triton:1",
+            "PERCH_POD_NAME": name,
+            "PERCH_HTTP_PORT": str(self.port),
+            "PERCH_CLUSTER_NAME": "test",
+        }
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen([sys.executable, "-m", "perch"], env=env, stdout=log, stderr=log)
+
+    def end(self, how: int = signal.SIGTERM) -> int:
+        if self.process.poll() is None:
+            os.kill(self.process.pid, how)
+        return self.process.wait(20)
+
+    def metrics(self) -> str:
+        return httpx.get(f"http://127.0.0.1:{self.port}/metrics").text
+
+    def says(self, text: str) -> bool:
+        return text in self.log.read_text()
+
+
+@pytest.fixture
+def start(bare: ApiServer, tmp_path: Path) -> Iterator[Callable[[str], Operator]]:
+    with ExitStack() as stack:
+
+        def begin(name: str) -> Operator:
+            operator = Operator(bare, tmp_path, name)
+            stack.callback(operator.end)
+            return operator
+
+        yield begin
+
+
+def eventually(look: Callable[[], Any], what: str, seconds: float = 30) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (seen := look()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.1)
+    return seen
+
+
+@contextmanager
+def model(server: ApiServer, name: str) -> Iterator[Callable[[], dict[str, Any]]]:
+    """The digits example under this name in namespace default; yields a look at it."""
+    manifest = yaml.safe_load((ROOT / "examples" / "digits.yaml").read_text())
+    manifest["metadata"] = {"name": name, "namespace": "default"}
+    server.kubectl("apply", "-f", "-", text=yaml.safe_dump(manifest))
+    yield lambda: json.loads(server.kubectl("get", "mdep", name, "-o", "json").stdout)
+    server.kubectl("delete", "mdep", name, "--timeout=20s")
+
+
+def holder(server: ApiServer) -> str:
+    lease = server.kubectl("get", "lease", "perch", "-o", "jsonpath={.spec.holderIdentity}", check=False)
+    return lease.stdout
+
+
+def condition(obj: dict[str, Any], kind: str) -> dict[str, Any]:
+    return next((c for c in obj.get("status", {}).get("conditions", []) if c["type"] == kind), {})
+
+
+def test_an_operator_that_starts_before_its_crd_waits_says_so_and_then_works(bare: ApiServer, start: Callable[[str], Operator]) -> None:
+    operator = start("early")
+    eventually(lambda: operator.says("install the CRD modeldeployments.serving.perch.dev"), "it names the missing CRD")
+    assert httpx.get(f"http://127.0.0.1:{operator.port}/healthz").status_code == 200
+    bare.kubectl("apply", "--server-side", "-f", str(CRD))
+    bare.kubectl("wait", "--for=condition=Established", "crd/modeldeployments.serving.perch.dev", "--timeout=30s")
+    with model(bare, "early") as look:
+        eventually(lambda: condition(look(), "Ready"), "it works once the CRD is there")
+        assert condition(look(), "Ready")["reason"] == "Exporting"
+        # Gateway API is missing too, which is told and hurts nothing else.
+        missing = eventually(lambda: condition(look(), "TrafficAccepted"), "traffic is judged")
+        assert missing["reason"] == "GatewayAPIMissing"
+        assert 'perch_versions{phase="Exporting"} 1.0' in operator.metrics() or "perch_versions" in operator.metrics()
+        jobs = json.loads(bare.kubectl("get", "jobs", "-o", "json").stdout)["items"]
+        assert {j["metadata"]["ownerReferences"][0]["uid"] for j in jobs} == {look()["metadata"]["uid"]}
+    assert operator.end() == 0
+
+
+def test_the_lease_lets_one_act_a_goodbye_hands_over_at_once_and_a_kill_within_its_duration(
+    bare: ApiServer, start: Callable[[str], Operator]
+) -> None:
+    bare.kubectl("apply", "--server-side", "-f", str(CRD))
+    one = start("one")
+    eventually(lambda: holder(bare) == "one", "the first takes the Lease")
+    two = start("two")
+    eventually(lambda: two.says("standing by: one holds"), "the second stands by")
+    began = time.monotonic()
+    one.end()
+    eventually(lambda: holder(bare) == "two", "a released Lease is taken", 5)
+    released = time.monotonic() - began
+    three = start("three")
+    eventually(lambda: three.says("standing by: two holds"), "the third stands by")
+    began = time.monotonic()
+    two.end(signal.SIGKILL)
+    eventually(lambda: holder(bare) == "three", "a Lease runs out", 25)
+    print(f"takeover: {released:.1f} s after SIGTERM, {time.monotonic() - began:.1f} s after SIGKILL")
+
+
+def test_an_operator_whose_lease_was_taken_exits_and_says_why(bare: ApiServer, start: Callable[[str], Operator]) -> None:
+    bare.kubectl("apply", "--server-side", "-f", str(CRD))
+    robbed = start("robbed")
+    eventually(lambda: holder(bare) == "robbed", "it takes the Lease", 25)
+    bare.kubectl("patch", "lease", "perch", "--type=merge", "-p", '{"spec":{"holderIdentity":"thief"}}')
+    eventually(lambda: robbed.process.poll() is not None, "it exits", 20)
+    assert robbed.process.returncode == 1
+    assert robbed.says("taken by another")
+    bare.kubectl("delete", "lease", "perch")
+
+
+def test_a_spec_of_a_newer_release_is_refused_by_name_and_nothing_is_touched(bare: ApiServer, start: Callable[[str], Operator]) -> None:
+    """The CRD of tomorrow admits a field that this operator does not know: a condition names it, nothing is ignored."""
+    newer = yaml.safe_load(CRD.read_text())
+    schema = newer["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["rollout"]
+    schema["properties"]["analysis"] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    bare.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", text=yaml.safe_dump(newer))
+    start("newer")
+    with model(bare, "newer") as look:
+        eventually(lambda: condition(look(), "Ready").get("reason") == "Exporting", "the plain spec is taken")
+
+        def patched() -> bool:
+            patch = '{"spec":{"rollout":{"steps":[{"weight":100}],"analysis":{"x":1}}}}'
+            bare.kubectl("patch", "mdep", "newer", "--type=merge", "-p", patch)
+            return "analysis" in look()["spec"].get("rollout", {})
+
+        eventually(patched, "the newer schema is served")
+        told = eventually(lambda: condition(look(), "Stalled"), "it is refused")
+        assert told["reason"] == "InvalidSpec"
+        assert "analysis" in told["message"]
+        assert json.loads(bare.kubectl("get", "jobs", "-o", "json").stdout)["items"], "what there was is still there"
+    bare.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
