@@ -97,9 +97,12 @@ class TritonServer:
             client_timeout=_INFER_TIMEOUT_SECONDS,
         )
         try:
-            return {name: np.asarray(answer.as_numpy(name), np.float32) for name in outputs}
+            arrays = {name: answer.as_numpy(name) for name in outputs}
         except (ValueError, TypeError) as error:
             raise InferenceServerException(f"its answer cannot be read: {error}") from error
+        if missing := [name for name, array in arrays.items() if array is None]:
+            raise InferenceServerException(f"its answer cannot be read: {', '.join(missing)} is not in it")
+        return arrays
 
 
 def check(artifact: Artifact, server: Server) -> Readiness:

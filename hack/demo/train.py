@@ -20,13 +20,13 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from perch_exporter.architectures import LeNet5
 from torch import Tensor, nn
 from torch.nn import functional
 
 from demo import digits
 from demo.checkpoints import FOLDER, METRICS, path
 from demo.digits import Labels, Pixels
+from perch_exporter.architectures import LeNet5
 
 EPOCHS = {1: 1, 2: 40}
 """Epochs by version: the same recipe, stopped early and not."""
@@ -51,7 +51,8 @@ def train(epochs: int) -> LeNet5:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return model.eval()
+    model.eval()
+    return model
 
 
 def distort(images: Tensor, random: torch.Generator) -> Tensor:
@@ -125,7 +126,8 @@ def main(
     torch.use_deterministic_algorithms(True)
     models = {version: train(epochs) for version, epochs in EPOCHS.items()}
     if compare:
-        sys.exit(0 if all([check(version, model) for version, model in models.items()]) else 1)
+        near = [check(version, model) for version, model in models.items()]
+        sys.exit(0 if all(near) else 1)
     for version, model in models.items():
         (folder / path(version).name).write_bytes(to_bytes(model))
     counts = {"training": len(digits.training()[1]), "heldOut": len(digits.held_out()[1])}

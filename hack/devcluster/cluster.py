@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from filelock import FileLock
-
 from devcluster import addons, kind
 from devcluster.clients import Clients
 from devcluster.commands import Argument, StepError
@@ -51,7 +49,7 @@ class Cluster:
         if self._needs_root:
             as_root("up", self.name, *([] if self.gpus is None else [f"--gpus={self.gpus}"]))
             return
-        with self._lock(), Progress(self._backend.folder / "logs") as progress:
+        with Progress(self._backend.folder / "logs") as progress, progress.locked(self._lock, self.name):
             self._backend.up(progress, self.gpus)
 
     def down(self) -> None:
@@ -59,7 +57,7 @@ class Cluster:
         if self._needs_root:
             as_root("down", self.name)
             return
-        with self._lock(), Progress(clusters_dir() / ".logs" / self.name) as progress:
+        with Progress(clusters_dir() / ".logs" / self.name) as progress, progress.locked(self._lock, self.name):
             self._backend.down(progress)
 
     @property
@@ -150,9 +148,9 @@ class Cluster:
     def _needs_root(self) -> bool:
         return isinstance(self._backend, NativeCluster) and not is_root()
 
-    def _lock(self) -> FileLock:
-        clusters_dir().mkdir(parents=True, exist_ok=True)
-        return FileLock(clusters_dir() / f".{self.name}.lock")
+    @property
+    def _lock(self) -> Path:
+        return clusters_dir() / f".{self.name}.lock"
 
 
 def names() -> list[str]:

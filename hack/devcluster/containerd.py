@@ -1,8 +1,8 @@
 """containerd: its configuration, and the golden store of images that every cluster's own containerd starts from.
 
-Images are imported once, into one store in the cache. A new cluster gets a copy made of hard links, which takes no
-space and about a second, since containerd never writes into a blob or a committed layer again; its databases, the only
-files written in place, are copied for real.
+Images are imported once, into one store in the cache. A new cluster gets a copy that takes no space and no time: its
+layers are links to the store's, its blobs are hard links, since containerd never writes into either again; only the
+databases, which are written in place, are copied. A layer that a cluster links to stays in the store.
 """
 
 import json
@@ -19,7 +19,13 @@ from devcluster.commands import Argument, StepError, run
 from devcluster.paths import cache_dir
 from devcluster.processes import Processes
 
-_KEPT = 3  # images of one name: another cluster may be about to start with the one before
+_KEPT = 2  # images of one name: another cluster may be about to start with the one before
+_RECORD = "references.json"
+
+# Parts of containerd's root.
+_CONTENT = "io.containerd.content.v1.content"
+_METADATA = "io.containerd.metadata.v1.bolt/meta.db"
+_SNAPSHOTTER = "io.containerd.snapshotter.v1.overlayfs"
 _UNUSED = ["aufs", "btrfs", "devmapper", "native", "zfs"]
 
 
@@ -80,6 +86,22 @@ def programs(log: Path) -> Path:
     return debian.unpacked("containerd", log) / "usr/bin"
 
 
+def cluster_root(name: str) -> Path:
+    """containerd's root of a cluster: in the cache, since hard links do not leave a file system."""
+    return _clusters_folder() / name
+
+
+def _clusters_folder() -> Path:
+    return cache_dir() / "containerd" / "clusters"
+
+
+def _linked_to() -> set[str]:
+    """The images of the golden store that some cluster was made with."""
+    return {
+        reference for record in _clusters_folder().glob(f"*/{_RECORD}") for reference in json.loads(record.read_text())
+    }
+
+
 def _golden_folder() -> Path:
     return cache_dir() / "containerd" / "golden"
 
@@ -92,13 +114,13 @@ def golden_references() -> set[str]:
 def _recorded() -> list[str]:
     """The store's images, the latest one last."""
     try:
-        return list(json.loads((_golden_folder() / "references.json").read_text()))
+        return list(json.loads((_golden_folder() / _RECORD).read_text()))
     except FileNotFoundError:
         return []
 
 
 def _write_record(references: list[str]) -> None:
-    record = _golden_folder() / "references.json"
+    record = _golden_folder() / _RECORD
     draft = record.with_suffix(".new")
     draft.write_text(json.dumps(references, indent=2))
     draft.replace(record)
@@ -133,7 +155,7 @@ class GoldenStore:
             raise StepError(f"{archive} brought no image {reference}; the store has {', '.join(sorted(present))}")
         others = [known for known in _recorded() if known != reference and known in present]
         kin = [other for other in others if other.rpartition(":")[0] == reference.rpartition(":")[0]]
-        for outdated in kin[: 1 - _KEPT]:
+        for outdated in set(kin[: 1 - _KEPT]) - _linked_to():
             run(self._containerd.ctr("images", "remove", "--sync", outdated), log=self._log)
             others.remove(outdated)
         _write_record([*others, reference])
@@ -143,12 +165,16 @@ class GoldenStore:
         self._processes.stop()
         draft = target.with_name(f".{target.name}-cloning")
         shutil.rmtree(draft, ignore_errors=True)
-        draft.parent.mkdir(parents=True, exist_ok=True)
-        run(["cp", "--archive", "--link", self._containerd.root, draft], log=self._log)
-        for database in draft.rglob("*.db"):
-            copy = database.with_suffix(".copy")
-            shutil.copy2(database, copy)
-            copy.replace(database)
+        draft.mkdir(parents=True)
+        (draft / _RECORD).write_text(json.dumps(_recorded()))
+        root = self._containerd.root
+        run(["cp", "--archive", "--link", root / _CONTENT, draft / _CONTENT], log=self._log)
+        for database in (_METADATA, f"{_SNAPSHOTTER}/metadata.db"):
+            (draft / database).parent.mkdir(parents=True)
+            shutil.copy2(root / database, draft / database)
+        (draft / _SNAPSHOTTER / "snapshots").mkdir()
+        for layer in (root / _SNAPSHOTTER / "snapshots").iterdir():
+            (draft / _SNAPSHOTTER / "snapshots" / layer.name).symlink_to(layer)
         draft.rename(target)
 
     def transfer(self, reference: str, other: Containerd) -> None:

@@ -7,8 +7,12 @@ to whoever asked. So a changed source costs seconds.
 """
 
 import hashlib
+import json
+import os
 import subprocess
-from collections.abc import Iterator
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -90,19 +94,21 @@ def references() -> dict[str, str]:
     return {name: _reference(recipe) for name, recipe in _IMAGES_BY_NAME.items()}
 
 
-def build(name: str, log: Path) -> Path:
+def build(name: str, log: Path, held: Mapping[str, int] | None = None) -> Path:
     """Builds one image and returns its archive, which the caller deletes after use.
 
-    The archive is docker's format, uncompressed: what reads it is on the same machine.
+    The archive is an OCI layout, uncompressed, since what reads it is on the same machine. Blobs that the reader holds
+    already, `held` by their sha256 in hex with their size in bytes, are left out: a changed source is some kilobytes.
     """
     recipe = _IMAGES_BY_NAME[name]
     reference = _reference(recipe)
-    archive = _store() / f"{name}.tar"
-    with _buildah_lock():
+    archive = _store() / f"{name}-{_tag(recipe)}-{os.getpid()}.tar"
+    with _buildah_lock(), tempfile.TemporaryDirectory(dir=_store(), prefix=".pushing-") as temporary:
         _ensure(recipe.environment, log)
-        archive.unlink(missing_ok=True)
         _build(recipe, log)
-        _buildah("push", "--quiet", reference, f"docker-archive:{archive}:{reference}", log=log)
+        folder = _with_placeholders(Path(temporary), held or {})
+        _buildah("push", "--quiet", "--disable-compression", reference, f"dir:{folder}", log=log)
+        _pack(folder, set(held or {}), reference, archive)
         _buildah("rmi", reference, log=log)
     return archive
 
@@ -175,6 +181,36 @@ def _ensure(environment: _Recipe | None, log: Path | None) -> None:
             _buildah("rmi", "--force", other, log=log)
 
 
+def _with_placeholders(folder: Path, held: Mapping[str, int]) -> Path:
+    """A folder to push into in which each blob seems to be there, as a file of its size without content."""
+    (folder / "version").write_text("Directory Transport Version: 1.1\n")  # or it is taken for somebody's own folder
+    for digest, size in held.items():
+        (folder / digest).touch()
+        os.truncate(folder / digest, size)
+    return folder
+
+
+def _pack(folder: Path, held: Set[str], reference: str, archive: Path) -> None:
+    """Makes an OCI archive of a pushed folder, whose blobs are named by their digests, less those that are held."""
+    manifest = (folder / "manifest.json").read_bytes()
+    digest = hashlib.sha256(manifest).hexdigest()
+    (folder / digest).write_bytes(manifest)
+    entry = {
+        "mediaType": json.loads(manifest).get("mediaType", "application/vnd.oci.image.manifest.v1+json"),
+        "digest": f"sha256:{digest}",
+        "size": len(manifest),
+        "annotations": {"org.opencontainers.image.ref.name": reference},
+    }
+    (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    with tarfile.open(archive, "w") as tar:
+        for file in sorted(folder.iterdir()):
+            if file.name in ("oci-layout", "index.json"):
+                tar.add(file, file.name)
+            elif file.name not in ("manifest.json", "version") and file.name not in held - {digest}:
+                tar.add(file, f"blobs/sha256/{file.name}")
+
+
 def _ensure_base(log: Path | None) -> None:
     base = f"perch.local/base:{_base_tag()}"
     if _has(base):
@@ -208,7 +244,8 @@ def _build(recipe: _Recipe, log: Path | None) -> None:
 
 def _certificate_folders() -> list[Path]:
     """The folder of the bundle and those that its links lead to."""
-    return [folder for folder in (_CERTIFICATES, Path("/usr/share/ca-certificates"), Path("/usr/local/share/ca-certificates")) if folder.exists()]
+    folders = [_CERTIFICATES, Path("/usr/share/ca-certificates"), Path("/usr/local/share/ca-certificates")]
+    return [folder for folder in folders if folder.exists()]
 
 
 def _has(reference: str) -> bool:

@@ -10,8 +10,6 @@ import shutil
 import time
 from pathlib import Path
 
-from filelock import FileLock
-
 from devcluster import addon_images, addons, cgroup, containerd, debian, gobuild, images, network
 from devcluster.certificates import Authority
 from devcluster.clients import Clients
@@ -46,7 +44,7 @@ class NativeCluster:
         self.processes = Processes(self.folder, self.folder / "logs")
         self.kubeconfig = self.folder / "kubeconfig"
         self._run = Path("/run/perch") / name
-        self._containerd_root = cache_dir() / "containerd" / "clusters" / name
+        self._containerd_root = containerd.cluster_root(name)
 
     # -- what others ask
 
@@ -120,7 +118,7 @@ class NativeCluster:
         addon_references, perch_references = addon_images.references(log), images.references()
         for name, reference in {**addon_references, **perch_references}.items():
             # Two clusters that start at once build an image once; clones need not wait for a build.
-            with FileLock(archives / f".{name}.lock"):
+            with progress.locked(archives / f".{name}.lock", f"image {name}"):
                 if reference in containerd.golden_references():
                     continue
                 with progress.step(f"image {name}") as log:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import Progress as Bars
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -56,6 +57,20 @@ class Progress:
         finally:
             self._bars.remove_task(task)
         self.console.print(f"  [green]ok[/] {time.monotonic() - started:6.1f} s  {title}", soft_wrap=True)
+
+    @contextmanager
+    def locked(self, path: Path, what: str) -> Iterator[None]:
+        """Holds a lock that other runs may hold; says so when it has to wait for one."""
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            self.note(f"waiting for another run that is busy with: {what}")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def note(self, text: str) -> None:
         """A line that belongs to no step, such as what is about to be installed."""

@@ -51,7 +51,7 @@ def main() -> None:
         source.flush()
         compile_lock(OPERATOR / "requirements.txt", source.name)
     server = IMAGES / "requirements-tritonserver.in"
-    compile_lock(server.with_suffix(".txt"), "--no-deps", f"--constraints={convert}", server)
+    compile_lock(server.with_suffix(".txt"), "--no-deps", server)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ is how many devices there are.
 
 What it does to the torch and torchvision folders below the given site-packages:
 
-1. deletes libraries that are opened only when a GPU operator runs, and what only compilers and test suites read;
+1. deletes libraries that are opened only when a GPU operator runs or never, and what only compilers and test suites read;
 2. writes a stub for each soname that is needed and not there: its functions answer cudaErrorNoDevice;
 3. cuts out of torch's large libraries the GPU's machine code and the symbol tables that only debuggers read. All code
    for the CPU and every registration of operators stays, so torch behaves as its full build does without a GPU.
@@ -35,6 +35,7 @@ from pathlib import Path
 UNUSED = (
     "torch/lib/libtorch_cuda_linalg.so",
     "torch/lib/libcaffe2_nvrtc.so",
+    "torch/lib/libgfortran.so*",
     "torch/include",
     "torch/share",
     "torch/bin/protoc*",
@@ -50,6 +51,9 @@ PT_LOAD, PT_NOTE = 1, 4
 RETURN_NO_DEVICE = "movl $100, %eax\nret"
 RETURN_TEXT = "leaq text(%rip), %rax\nret"
 TEXT = 'text: .asciz "this development build of torch has no CUDA libraries"'
+
+# What may be stubbed: a library of NVIDIA's. Anything else that is missing is a fault of the base image.
+NVIDIA = ("libcu", "libnv", "libnccl.")
 
 
 def output(*command: str | Path) -> str:
@@ -93,6 +97,8 @@ def find_stubs(site_packages: Path) -> dict[str, dict[str, set[str]]]:
     bundled = list(site_packages.glob("*.libs/*.so*"))
     wanted = union(map(needed, libraries)) - {p.name for p in libraries + bundled} - {LOADER}
     stubs = {soname: defaultdict(set) for soname in wanted if not (SYSTEM / soname).exists()}
+    if strange := [soname for soname in stubs if not soname.startswith(NVIDIA)]:
+        raise SystemExit(f"shrink_torch: the base image lacks {', '.join(strange)}, which torch needs")
 
     provided = union(map(exported, libraries + bundled + [SYSTEM / soname for soname in wanted - set(stubs)]))
     runtime = next(soname for soname in stubs if soname.startswith("libcudart.so"))

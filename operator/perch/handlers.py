@@ -49,6 +49,8 @@ async def serve(reconciler: Reconciler, namespaces: tuple[str, ...], started: as
         settings=build_settings(),
         memo=kopf.Memo(reconciler=reconciler),
         standalone=True,
+        # Unused without peering; kopf would ask for the user's name, and a container's user has none.
+        identity="perch",  # type: ignore[arg-type]
         clusterwide=not namespaces,
         namespaces=list(namespaces),
         ready_flag=started,

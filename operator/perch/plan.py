@@ -309,7 +309,7 @@ def _plan_serving(
     if serving is None or conflict:
         message = exported.message
         if in_traffic and exported.phase is Phase.PUBLISHED and not conflict:
-            exported = exported.model_copy(update={"phase": Phase.STARTING})
+            exported = exported.model_copy(update={"phase": Phase.STARTING, "replicas": spec.runtime.replicas})
         return VersionFacts(exported.model_copy(update={"message": message}), conflict=conflict, in_traffic=in_traffic)
     phase = Phase.SERVING if serving.full else Phase.STARTING
     return VersionFacts(

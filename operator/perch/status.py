@@ -152,9 +152,10 @@ def _traffic_under_way(facts: Facts) -> Verdict | None:
     accepted, reason, message = _traffic_accepted(facts)
     if accepted and dict(facts.present) == dict(facts.target):
         return None
-    if not facts.gateway_api or facts.route is not None:
-        return Verdict("Reconciling", reason if not accepted else "ShiftingTraffic", message)
-    return Verdict("Reconciling", "ShiftingTraffic", "the HTTPRoute is being written")
+    if facts.gateway_api and facts.route is None:
+        message = "the HTTPRoute is being written"
+    waiting = accepted or reason in ("AwaitingGateway", "NotRouted")
+    return Verdict("Reconciling", "ShiftingTraffic" if waiting else reason, message)
 
 
 def _well(facts: Facts) -> Verdict:

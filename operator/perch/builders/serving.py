@@ -89,7 +89,7 @@ def build_deployment(
                 f"--grpc-restricted-protocol={RESTRICTED}:perch={identity.uid}",
                 f"--http-restricted-api={RESTRICTED}:perch={identity.uid}",
             ],
-            "env": dump.get("env"),
+            "env": _environment(dump.get("env", [])),
             "ports": [
                 {"name": "http", "containerPort": HTTP, "protocol": "TCP"},
                 {"name": "grpc", "containerPort": GRPC, "protocol": "TCP"},
@@ -202,6 +202,13 @@ def build_deployment(
             "template": {"metadata": {"labels": labels}, "spec": pod},
         },
     }
+
+
+def _environment(wanted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The user's variables, and FP32 taken at its word: NVIDIA's libraries would round its products to TF32 by default, which
+    the golden check could take for another model. Who wants TF32 sets NVIDIA_TF32_OVERRIDE in runtime.env."""
+    own = [{"name": "NVIDIA_TF32_OVERRIDE", "value": "0"}]
+    return [e for e in own if e["name"] not in {w["name"] for w in wanted}] + wanted
 
 
 def build_service(identity: Identity, version: int) -> dict[str, Any]:

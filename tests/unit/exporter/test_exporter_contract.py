@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 from exporter_builders import document, request
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -107,6 +107,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=4096)
 URI = "s3://" + "b" * 1019
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(message=TEXT, parity=TEXT, stretch=st.integers(1, 4), full=st.booleans())
 def test_a_summary_always_fits_and_stays_json_of_its_schema(message: str, parity: str, stretch: int, full: bool) -> None:
     summary = Summary(

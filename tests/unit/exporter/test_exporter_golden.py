@@ -6,12 +6,14 @@ protocol. A real Triton stands in the end-to-end tests.
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent import futures
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -151,54 +153,58 @@ class Wire(service_pb2_grpc.GRPCInferenceServiceServicer):
         return answer
 
 
+@contextmanager
+def serving(servicer: Wire, port: int = 0) -> Iterator[str]:
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None)
+
+
 @pytest.fixture
 def wire() -> Iterator[str]:
-    server = grpc.server(futures.ThreadPoolExecutor(2))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Wire(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield f"127.0.0.1:{port}"
-    server.stop(None)
+    with serving(Wire()) as address:
+        yield address
 
 
 @pytest.mark.parametrize("output", [{"name": "logits", "shape": [1, 10]}, {"name": "other", "shape": [1, 10]}])
-def test_an_answer_that_cannot_be_read_leaves_the_pod_not_ready_and_alive(
-    output: dict[str, Any], artifact_root: Path, wire: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_that_cannot_be_read_leaves_the_pod_not_ready_and_alive(output: dict[str, Any], artifact_root: Path) -> None:
     """A backend's fault, seen once: a shape of ten numbers, and no bytes."""
-    answer = service_pb2.ModelInferResponse(model_name="digits", model_version="1")
-    answer.outputs.add(datatype="FP32", **output)
-    answer.raw_output_contents.append(b"")
-    monkeypatch.setattr(Wire, "ModelInfer", lambda *_: answer)
+
+    class Faulty(Wire):
+        def ModelInfer(self, request: Any, context: Any) -> Any:
+            answer = service_pb2.ModelInferResponse(model_name="digits", model_version="1")
+            answer.outputs.add(datatype="FP32", **output)
+            answer.raw_output_contents.append(b"")
+            return answer
+
     artifact = Artifact.load(artifact_root)
-    state = look(Gate(artifact, TritonServer(wire, artifact.manifest)))
+    with serving(Faulty()) as address:
+        state = look(Gate(artifact, TritonServer(address, artifact.manifest)))
     assert not state.ready
     assert "its answer cannot be read" in state.sentence
 
 
 def test_a_triton_that_comes_late_is_seen_soon(artifact_root: Path) -> None:
     """gRPC's own back-off would grow to two minutes while the port refuses."""
-    server = grpc.server(futures.ThreadPoolExecutor(2))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Wire(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.stop(None).wait()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     artifact = Artifact.load(artifact_root)
     gate = Gate(artifact, TritonServer(f"127.0.0.1:{port}", artifact.manifest))
-    until = time.monotonic() + 6
-    while time.monotonic() < until:  # long enough for gRPC's default to wait more than 2 seconds at a time
+    late = time.monotonic() + 6  # long enough for gRPC's default to wait several seconds between tries
+    while time.monotonic() < late:
         assert not look(gate).ready
         time.sleep(0.1)
-    server = grpc.server(futures.ThreadPoolExecutor(2))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Wire(), server)
-    assert server.add_insecure_port(f"127.0.0.1:{port}") == port
-    server.start()
-    started = time.monotonic()
-    try:
+    with serving(Wire(), port):
+        started = time.monotonic()
         while not look(gate).ready:
             assert time.monotonic() - started < 2
             time.sleep(0.1)
-    finally:
-        server.stop(None)
 
 
 def get(port: int, path: str) -> tuple[int, str]:

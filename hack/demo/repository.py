@@ -1,0 +1,40 @@
+"""The Git repository of the story's user: a scratch one, with one manifest, whose history is the model's release history."""
+
+import subprocess
+from pathlib import Path
+
+MANIFEST = "digits.yaml"
+
+
+class Repository:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True)
+        self.git("init", "--quiet", "--initial-branch=main")
+        for key, value in {"user.name": "Perch demo", "user.email": "demo@perch.invalid", "commit.gpgsign": "false"}.items():
+            self.git("config", key, value)
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / MANIFEST
+
+    def commit(self, text: str, message: str) -> str:
+        """Writes the manifest and commits it; returns what changed in it."""
+        self.manifest.write_text(text)
+        self.git("add", MANIFEST)
+        self.git("commit", "--quiet", f"--message={message}")
+        return self.git("show", "--format=", "--unified=1", "HEAD")
+
+    def revert(self, commits: int) -> None:
+        """`git revert` of the newest commits, newest first."""
+        self.git("revert", "--no-edit", f"HEAD~{commits}..HEAD")
+
+    def log(self) -> str:
+        return self.git("log", "--oneline", "--no-decorate")
+
+    def git(self, *arguments: str) -> str:
+        command = ["git", "-C", str(self.folder), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            raise RuntimeError(f"`{' '.join(command)}` ended with {result.returncode}: {result.stderr.strip()}")
+        return result.stdout
