@@ -20,11 +20,12 @@ demo: ## the main job on a real cluster: export, serve, split, promote, roll bac
 	@$(PY) -m demo --name $(NAME)
 
 .PHONY: test
-test: lint test-unit e2e ## everything: lint, unit tests, a whole cluster
+test: lint test-unit test-torch e2e ## everything: lint, unit tests, a whole cluster
 
 .PHONY: up
 up: ## a development cluster with everything on it, Perch too
 	@$(PY) -m devcluster up --name $(NAME) --gpus $(GPUS)
+	@$(PY) -m devcluster.release $(NAME)
 
 .PHONY: down
 down: ## remove the cluster NAME, every process and file of it
@@ -44,6 +45,10 @@ lint: ## ruff, mypy, import contracts
 .PHONY: test-unit
 test-unit: ## unit tests, and API tests against a real API server
 	@$(PY) -m pytest tests/unit tests/api tests/chart
+
+.PHONY: test-torch
+test-torch: ## the exporter's tests that need torch, in its image's environment
+	@$(PY) hack/torch_tests.py
 
 .PHONY: e2e
 e2e: ## end-to-end tests on a cluster of their own (NAME=test)

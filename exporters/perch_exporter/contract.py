@@ -342,6 +342,7 @@ class Reason(StrEnum):
     OUTPUT_REJECTED = "OutputRejected"
     PREFIX_OWNED_BY_ANOTHER = "PrefixOwnedByAnother"
     ARTIFACT_CORRUPT = "ArtifactCorrupt"
+    GOLDEN_MISMATCH = "GoldenMismatch"
     STORE_UNREACHABLE = "StoreUnreachable"
     STORE_REFUSED = "StoreRefused"
     ACCESS_DENIED = "AccessDenied"

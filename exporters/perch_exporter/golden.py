@@ -143,6 +143,12 @@ class Gate:
         with self._lock:
             return self._state
 
+    @property
+    def mismatch(self) -> str | None:
+        """What differs, where the model was judged and did not pass."""
+        with self._lock:
+            return self._state.sentence if self._judged and not self._state.ready else None
+
     def look(self) -> None:
         """One pass: is the model there, and has it proven itself since it came?"""
         try:
@@ -196,12 +202,18 @@ def _handler(state: Callable[[], Readiness]) -> type[http.server.BaseHTTPRequest
 
 
 def run(artifact_root: Path, address: str, listen: tuple[str, int], stop: threading.Event) -> None:
-    """Until `stop` is set. Fails at once where the artefact cannot be read: waiting would not mend it."""
+    """Until `stop` is set. Fails where the artefact cannot be read or the answers differ: waiting would not mend it.
+
+    The failure is the termination message, which the operator shows; the kubelet starts the check again with growing delays.
+    """
     artifact = Artifact.load(artifact_root)
     gate = Gate(artifact, TritonServer(address, artifact.manifest))
     server = serve(gate, *listen)
     log.info("checking %s against %d golden samples", address, artifact.golden.samples)
     while not stop.is_set():
         gate.look()
+        if gate.mismatch:
+            server.shutdown()
+            raise StepFailed(Reason.GOLDEN_MISMATCH, gate.mismatch)
         stop.wait(PERIOD_SECONDS)
     server.shutdown()

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import psutil
 import yaml
+from devcluster import gobuild
 from perch.kube import DEPLOYMENT, JOB, MODEL_DEPLOYMENT, POD, ROUTE, Kube
 from perch.names import SELECTOR
 from perch_exporter.contract import Outcome, Summary
@@ -27,7 +28,6 @@ from tests.apiserver import running
 
 ROOT = Path(__file__).resolve().parents[2]
 PORT = 18099
-GATEWAY_CRDS = "gateway.networking.k8s.io_httproutes.yaml"
 
 
 def measure(count: int = 100, seconds: int = 60) -> dict[str, float]:
@@ -67,9 +67,7 @@ def requests() -> float:
 
 def httproute_crd() -> Path:
     """Gateway API's own CRD, from the Envoy Gateway chart of the development cluster."""
-    from devcluster.addons import gateway_api_crds
-
-    return gateway_api_crds()
+    return gobuild.module_files(gobuild.ENVOY_GATEWAY, "charts/gateway-helm/charts/crds/crds") / "gatewayapi-crds.yaml"
 
 
 async def settle(count: int) -> float:

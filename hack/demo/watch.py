@@ -13,6 +13,8 @@ from devcluster.tenant import Tenant
 
 Tell = Callable[[str], None]
 
+STEPS = ("fetch", "convert", "publish")
+"""Containers of an export Job."""
 EXPORT_LABEL = "serving.perch.dev/component=export"
 _LOG_PAUSE = 1.5
 
@@ -97,8 +99,10 @@ def following_exports(tenant: Tenant, tell: Tell) -> Iterator[None]:
 
 
 def export_log(tenant: Tenant, selector: str) -> list[str]:
-    """The lines of the export pods' containers so far, each as `container: text`."""
-    text = tenant.kubectl("logs", "-l", selector, "--all-containers", "--prefix", "--tail=200", check=False)
-    # kubectl's prefix is [pod/POD/CONTAINER].
+    """The log lines so far of the export pods' containers, in the order in which these run, each as `container: text`."""
+    flags = ["--all-containers", "--prefix", "--tail=200", "--ignore-errors"]
+    text = tenant.kubectl("logs", "-l", selector, *flags, check=False)
+    # kubectl's prefix is [pod/POD/CONTAINER]. A summary for the operator is JSON; the other lines say the same in words.
     pairs = [line.split("] ", 1) for line in text.splitlines() if line.startswith("[pod/") and "] " in line]
-    return [f"{prefix.rsplit('/', 1)[1]}: {words}" for prefix, words in pairs]
+    told = [(prefix.rsplit("/", 1)[1], words) for prefix, words in pairs if not words.startswith("{")]
+    return [f"{container}: {words}" for step in STEPS for container, words in told if container == step]

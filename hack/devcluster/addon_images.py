@@ -33,6 +33,8 @@ def references(log: Path) -> dict[str, str]:
 def build(name: str, reference: str, archive: Path, log: Path) -> None:
     """Builds one image into a docker archive. The builder's storage is a temporary folder: nothing stays behind."""
     archive.unlink(missing_ok=True)
+    for leftover in archive.parent.glob(f".building-{name}-*"):  # of a run that was killed
+        shutil.rmtree(leftover)
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f".building-{name}-") as temporary:
         context = Path(temporary) / "context"
         for target, source in _context(name, log).items():

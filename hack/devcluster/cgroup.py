@@ -22,7 +22,9 @@ def create(name: str) -> None:
 def remove(name: str, timeout: float = 20) -> None:
     """Kills every process of the cgroup and removes it. `timeout` in seconds."""
     deadline = time.monotonic() + timeout
-    while remaining := [folder / name for folder in _hierarchies() if (folder / name).exists()]:
+    # runc also makes one in the v2 hierarchy that lies beside those of v1.
+    hierarchies = [*_hierarchies(), _CGROUPS / "unified"]
+    while remaining := [folder / name for folder in hierarchies if (folder / name).exists()]:
         for root in remaining:
             for folder, _, _ in os.walk(root, topdown=False):
                 _empty(Path(folder))

@@ -104,6 +104,7 @@ def build(name: str, log: Path, held: Mapping[str, int] | None = None) -> Path:
     reference = _reference(recipe)
     archive = _store() / f"{name}-{_tag(recipe)}-{os.getpid()}.tar"
     with _buildah_lock(), tempfile.TemporaryDirectory(dir=_store(), prefix=".pushing-") as temporary:
+        _discard_leftovers(log)
         _ensure(recipe.environment, log)
         _build(recipe, log)
         folder = _with_placeholders(Path(temporary), held or {})
@@ -124,18 +125,20 @@ def build_with_docker(name: str, log: Path) -> None:
     run([*_docker_build(recipe, _reference(recipe)), *arguments], log=log, timeout=3600)
 
 
-def exporter_python(log: Path | None = None) -> list[Argument]:
+def exporter_python(*readable: Path, log: Path | None = None) -> list[Argument]:
     """A command prefix: the exporter image's Python over this checkout, for tests that need torch.
 
     The checkout is there under its own path, read-only, and so is the rest of what a test needs: /tmp is the machine's,
-    PYTHONPATH and the working directory are to be set by the caller, after `env` and in the command.
+    PYTHONPATH and the working directory are to be set by the caller, after `env` and in the command. `readable` folders
+    are there too, read-only.
     """
     container = f"{_CONVERT_ENVIRONMENT.name}-{_tag(_CONVERT_ENVIRONMENT)}"
     with _buildah_lock():
         _ensure(_CONVERT_ENVIRONMENT, log)
         if container not in capture(_command("containers", "--format={{.ContainerName}}")).split():
             _buildah("from", f"--name={container}", "--pull-never", _reference(_CONVERT_ENVIRONMENT), log=log)
-    volumes = [f"--volume={ROOT}:{ROOT}:ro", "--volume=/tmp:/tmp", f"--workingdir={ROOT}"]
+    shown = [f"--volume={folder}:{folder}:ro" for folder in (ROOT, *readable)]
+    volumes = [*shown, "--volume=/tmp:/tmp", f"--workingdir={ROOT}"]
     settings = ["--isolation=chroot", "--network=host", f"--env=PYTHONPATH={_EXPORTERS}", "--env=PYTHONDONTWRITEBYTECODE=1"]
     return [*_command("run"), *settings, *volumes, container, "--", "/opt/perch/bin/python"]
 
@@ -211,6 +214,14 @@ def _pack(folder: Path, held: Set[str], reference: str, archive: Path) -> None:
                 tar.add(file, f"blobs/sha256/{file.name}")
 
 
+def _discard_leftovers(log: Path) -> None:
+    """Removes what a build that was stopped has left; ours is the lock, so none is under way."""
+    for container in capture(_command("containers", "--format={{.ContainerName}}")).split():
+        if "working-container" in container:
+            _buildah("rm", container, log=log)
+    _buildah("rmi", "--prune", log=log)
+
+
 def _ensure_base(log: Path | None) -> None:
     base = f"perch.local/base:{_base_tag()}"
     if _has(base):
@@ -230,7 +241,13 @@ def _build(recipe: _Recipe, log: Path | None) -> None:
     arguments = {"BASE_IMAGE": f"perch.local/base:{_base_tag()}"}
     if recipe.environment:
         arguments[recipe.environment.argument] = _reference(recipe.environment)
-    command: list[Argument] = ["bud", "--isolation=chroot", "--network=host", "--pull-never", f"--target={recipe.name}"]
+    command: list[Argument] = [
+        "bud",
+        "--isolation=chroot",
+        "--network=host",
+        "--pull-never",
+        f"--target={recipe.name}",
+    ]
     # This machine's certificates, which may hold an authority of its owner's own.
     bundle = _CERTIFICATES / "ca-certificates.crt"
     command += [f"--volume={folder}:{folder}:ro" for folder in _certificate_folders()]

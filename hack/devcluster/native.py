@@ -72,14 +72,17 @@ class NativeCluster:
         self.processes.stop(component, kill=kill)
 
     def start_component(self, component: str) -> None:
-        self._start(component)
         if component == "kubelet":
-            self._clients().wait_for_node(self.network.namespace)
-            self.set_gpus(self.record.read().get("gpus", 0))
+            self._start_kubelet()
+        else:
+            self._start(component)
+        if component == "kube-apiserver":
+            self._wait_for_apiserver()
 
     # -- up
 
     def up(self, progress: Progress, gpus: int | None) -> None:
+        offered = self.record.read().get("gpus", 0) if gpus is None else gpus
         debian.install_missing(progress)
         self._build_programs(progress)
         addon_references, perch_references = self._prepare_images(progress)
@@ -95,11 +98,9 @@ class NativeCluster:
                 self._start(component)
             self._wait_for_apiserver()
         with progress.step("node"):
-            for component in ("kubelet", "kube-proxy"):
-                self._start(component)
-            self._clients().wait_for_node(self.network.namespace)
-            self.record.update(gpus=self.record.read().get("gpus", 0) if gpus is None else gpus)
-            self.set_gpus(self.record.read()["gpus"])
+            self.record.update(gpus=offered)
+            self._start("kube-proxy")
+            self._start_kubelet()
         self._install_addons(progress, addon_references)
 
     def _build_programs(self, progress: Progress) -> None:
@@ -175,9 +176,12 @@ class NativeCluster:
                 )
             time.sleep(0.1)
 
-    def set_gpus(self, number: int) -> None:
-        """Makes the node offer this many nvidia.com/gpu: an extended resource needs no device."""
-        self._clients().patch_node_resource(self.network.namespace, "nvidia.com/gpu", number)
+    def _start_kubelet(self) -> None:
+        """Starts the kubelet, and makes its node offer nvidia.com/gpu: an extended resource needs no device."""
+        clients, node = self._clients(), self.network.namespace
+        self._start("kubelet")
+        clients.wait_for_node(node)
+        clients.patch_node_resource(node, "nvidia.com/gpu", self.record.read()["gpus"])
 
     def _install_addons(self, progress: Progress, references: dict[str, str]) -> None:
         clients = self._clients()

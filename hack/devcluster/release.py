@@ -1,5 +1,6 @@
 """Perch itself on a development cluster: its chart with the cluster's own images."""
 
+import sys
 from pathlib import Path
 
 from devcluster.cluster import Cluster
@@ -24,3 +25,7 @@ def install(cluster: Cluster, *values: str, wait: bool = True) -> None:
     flags = [word for setting in settings for word in ("--set-string" if setting.startswith("image.tag=") else "--set", setting)]
     waiting = ["--wait", "--timeout", "180s"] if wait else []
     cluster.helm("upgrade", "--install", RELEASE, CHART, "--namespace", NAMESPACE, "--create-namespace", *flags, *waiting)
+
+
+if __name__ == "__main__":
+    install(Cluster(sys.argv[1]))

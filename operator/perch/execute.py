@@ -37,7 +37,7 @@ async def execute(kube: Kube, cache: Cache, identity: Identity, actions: Sequenc
         try:
             await _carry_out(kube, cache, identity, action)
         except ApiError as error:
-            if "NamespaceTerminating" in error.causes:
+            if "NamespaceTerminating" in error.causes or (error.status == 404 and error.message.startswith("namespaces ")):
                 raise NamespaceTerminatingError from error
             if error.status == 409:
                 raise StaleError(str(error)) from error
@@ -86,24 +86,33 @@ async def write_status(kube: Kube, identity: Identity, status: Status) -> dict[s
     return await kube.patch(MODEL_DEPLOYMENT, identity.namespace, identity.name, {"status": content}, "status")
 
 
-async def post_events(kube: Kube, identity: Identity, events: Sequence[Event], now: datetime) -> None:
-    """Tell what happened. Events are for humans: one that cannot be posted is logged and forgotten."""
+async def post_events(
+    kube: Kube, identity: Identity, events: Sequence[Event], now: datetime, *, namespace_terminating: bool = False
+) -> None:
+    """Tell what happened. Events are for humans: one that cannot be posted is logged and forgotten.
+
+    A namespace that goes takes in no event: then it is posted about the namespace itself, which events in `default` may name.
+    """
+    about = {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": KIND,
+        "namespace": identity.namespace,
+        "name": identity.name,
+        "uid": identity.uid,
+    }
+    where = identity.namespace
+    if namespace_terminating:
+        about, where = {"apiVersion": "v1", "kind": "Namespace", "name": identity.namespace}, "default"
     for event in events:
         stamp = format_time(now)
         body = {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"generateName": f"{identity.name}-", "namespace": identity.namespace},
+            "metadata": {"generateName": f"{identity.name}-", "namespace": where},
             "type": event.kind,
             "reason": event.reason,
             "message": event.message[:1024],
-            "involvedObject": {
-                "apiVersion": f"{GROUP}/{VERSION}",
-                "kind": KIND,
-                "namespace": identity.namespace,
-                "name": identity.name,
-                "uid": identity.uid,
-            },
+            "involvedObject": about,
             "source": {"component": "perch"},
             "firstTimestamp": stamp,
             "lastTimestamp": stamp,
@@ -111,6 +120,6 @@ async def post_events(kube: Kube, identity: Identity, events: Sequence[Event], n
         }
         log.info("%s/%s: %s %s", identity.namespace, identity.name, event.reason, event.message)
         try:
-            await kube.create(EVENT, identity.namespace, body)
+            await kube.create(EVENT, where, body)
         except (ApiError, OSError, TimeoutError) as error:
             log.warning("event not posted: %s", error)

@@ -31,6 +31,7 @@ def observe(cache: Cache, owner: Key) -> Observed:
         exports=tuple(job_facts(j, pods) for j in jobs if _label(j, LABEL_COMPONENT) == "export"),
         cleanups=tuple(job_facts(j, pods) for j in jobs if _label(j, LABEL_COMPONENT) == "cleanup"),
         servings=servings,
+        exporting=frozenset(_revision(p) for p in pods if _label(p, LABEL_COMPONENT) == "export" and _alive(p)),
         services={name: s["spec"] for name, s in cache.children(SERVICE, owner).items()},
         budgets={name: b["spec"] for name, b in cache.children(BUDGET, owner).items()},
         route=route_facts(route, owner[1]) if route else None,
@@ -55,7 +56,7 @@ def job_facts(job: Raw, pods: Iterable[Raw]) -> JobFacts:
         words = f"{end.get('message', 'the Job ran too long')}: raise builder.activeDeadlineSeconds"
     return JobFacts(
         name=job["metadata"]["name"],
-        revision=job["metadata"].get("annotations", {}).get(ANNOTATION_REVISION, ""),
+        revision=_revision(job),
         version=_version(job),
         state=state,
         summary=_summary(newest) if newest else None,
@@ -81,6 +82,7 @@ def serving_facts(deployment: Raw, pods: Iterable[Raw]) -> ServingFacts:
         replicas=spec.get("replicas", 1),
         ready=status.get("readyReplicas", 0),
         updated=status.get("updatedReplicas", 0),
+        total=status.get("replicas", 0),
         current=status.get("observedGeneration", 0) >= meta.get("generation", 0),
         deadline_exceeded=progressing.get("reason") == "ProgressDeadlineExceeded",
         words=words[0] if words else None,
@@ -196,6 +198,14 @@ def _version(obj: Raw) -> int | None:
 
 def _controller(obj: Raw) -> str | None:
     return next((r["uid"] for r in obj["metadata"].get("ownerReferences", []) if r.get("controller")), None)
+
+
+def _revision(obj: Raw) -> str:
+    return str(obj["metadata"].get("annotations", {}).get(ANNOTATION_REVISION, ""))
+
+
+def _alive(pod: Raw) -> bool:
+    return pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")
 
 
 def _leaving(obj: Raw) -> bool:

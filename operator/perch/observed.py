@@ -64,6 +64,9 @@ class ServingFacts:
     replicas: int
     ready: int = 0
     updated: int = 0
+    """Pods of the present template, ready or not."""
+    total: int = 0
+    """Pods of any template."""
     current: bool = True
     """The Deployment controller has seen the present generation."""
     deadline_exceeded: bool = False
@@ -81,7 +84,8 @@ class ServingFacts:
 
     @property
     def rolled(self) -> bool:
-        return self.full and self.updated >= self.replicas
+        """Every pod runs the present template and is ready. A pod that is updated but pending beside a ready former one is not."""
+        return self.full and self.updated >= self.replicas and self.total == self.updated
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,8 @@ class Observed:
     budgets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """PodDisruptionBudget specs by name."""
     route: RouteFacts | None = None
+    exporting: frozenset[str] = frozenset()
+    """Artifact revisions whose export pods still run, even where their Job is gone already."""
     gateway_api: bool = True
     """The cluster knows HTTPRoute."""
     namespace_terminating: bool = False

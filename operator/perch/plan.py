@@ -39,7 +39,7 @@ from perch.names import (
     serving_name,
 )
 from perch.observed import Identity, Installation, JobFacts, JobState, Observed, ServingFacts, matches
-from perch.status import Event, Facts, VersionFacts, build_conditions, build_events, format_time, parse_time
+from perch.status import Event, Facts, VersionFacts, build_conditions, format_time, parse_time
 from perch.traffic import Readiness, decide_weights
 from perch_exporter.contract import Summary
 
@@ -88,6 +88,7 @@ class Plan:
     status: Status | None = None
     """The status to be; None where the object is about to go."""
     events: tuple[Event, ...] = ()
+    """What no difference between two statuses tells; `build_events` tells the transitions."""
     wake_at: datetime | None = None
 
 
@@ -96,6 +97,7 @@ class _Draft:
     """What a pass gathers. Lives within one call of `plan`."""
 
     actions: list[Action] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     wakes: list[datetime] = field(default_factory=list)
 
     @property
@@ -159,14 +161,14 @@ def plan(identity: Identity, spec: Spec, status: Status, observed: Observed, ins
         removable=tuple(sorted(set(versions) - active)),
     )
     new_status = new_status.model_copy(update={"conditions": build_conditions(facts, status.conditions, now)})
-    return Plan(tuple(draft.actions), new_status, build_events(status, new_status), draft.wake_at)
+    return Plan(tuple(draft.actions), new_status, tuple(draft.events), draft.wake_at)
 
 
 def plan_invalid(identity: Identity, status: Status, message: str, now: datetime) -> Plan:
     """A spec that this operator cannot read: say so, and touch nothing that serves."""
     conditions = build_conditions(message, status.conditions, now, generation=identity.generation)
     new = status.model_copy(update={"observed_generation": identity.generation, "conditions": conditions})
-    return Plan((), new, build_events(status, new))
+    return Plan((), new)
 
 
 # --- exports -----------------------------------------------------------------------------------------------------------
@@ -187,14 +189,19 @@ def _plan_export(
     known = status.of(entry.version)
     if known is None or known.artifact_revision != revision or known.phase is Phase.DELETING:
         known = VersionStatus(version=entry.version, artifact_revision=revision, phase=Phase.EXPORTING)
-    if known.artifact_digest is not None:
-        return known.model_copy(update={"phase": Phase.PUBLISHED, "message": None, "retry_at": None, "attempts": 0})
-
     erasing = observed.cleanup_of(revision)
     if erasing is not None:
+        # Whatever status says was published: it is going, or gone.
         if erasing.state is not JobState.RUNNING:
             draft.actions.append(Delete("Job", erasing.name))
-        return known.model_copy(update={"message": "waiting until the former artefact of this version is erased"})
+        return VersionStatus(
+            version=entry.version,
+            artifact_revision=revision,
+            phase=Phase.EXPORTING,
+            message="waiting until the former artefact of this version is erased",
+        )
+    if known.artifact_digest is not None:
+        return known.model_copy(update={"phase": Phase.PUBLISHED, "message": None, "retry_at": None, "attempts": 0})
 
     job = observed.export_of(entry.version, revision)
     if job is None:
@@ -404,6 +411,9 @@ def _plan_retirement(
         facts = versions.get(version)
         drained_at = known.drained_at if known else None
         busy = present.get(version, 0) > 0 or bool(target and target.get(version, 0) > 0)
+        if observed.route is None and not versions[spec.traffic.stable].readiness.full:
+            # Nobody's weights say who answers: clients of its Service may, until the new stable can.
+            busy = True
         unsure = observed.route is not None and not observed.route.accepted
         if busy:
             drained_at = None
@@ -504,8 +514,11 @@ def _plan_removed(
         if spec.repository.deletion_policy is not DeletionPolicy.DELETE:
             continue
         job = observed.cleanup_of(known.artifact_revision)
+        if job is not None and job.state is JobState.FAILED:
+            draft.events.append(_artifact_left(identity, spec, known.version, job))
         if job is None or job.state is JobState.RUNNING:
-            if job is None:
+            # An export that is still running could publish behind the cleanup's back.
+            if job is None and known.artifact_revision not in observed.exporting:
                 draft.actions.append(
                     Apply(build_cleanup_job(identity, spec, known.version, known.artifact_revision, installation))
                 )
@@ -527,7 +540,7 @@ def _plan_deletion(identity: Identity, spec: Spec, status: Status, observed: Obs
         uris = ", ".join(_prefix(identity, spec, v, r) for r, v in prefixes.items())
         left = Event("Warning", "ArtifactsLeft", f"the namespace is going, no cleanup Job can run in it: erase {uris} by hand")
         return Plan((*actions, SetFinalizer(False)), status, (left,))
-    if observed.exports:
+    if observed.exports or observed.exporting:
         # An export that is still running could publish behind the cleanup's back.
         return Plan(tuple(actions), status)
     jobs = {revision: observed.cleanup_of(revision) for revision in prefixes}
@@ -539,16 +552,19 @@ def _plan_deletion(identity: Identity, spec: Spec, status: Status, observed: Obs
     if missing or any(job and job.state is JobState.RUNNING for job in jobs.values()):
         return Plan((*actions, *missing), status)
     events = tuple(
-        Event(
-            "Warning",
-            "ArtifactsLeft",
-            f"{_prefix(identity, spec, prefixes[revision], revision)} was not erased, do it by hand: "
-            f"{job.summary.error.message if job.summary and job.summary.error else job.words or 'the cleanup Job failed'}",
-        )
+        _artifact_left(identity, spec, prefixes[revision], job)
         for revision, job in jobs.items()
         if job and job.state is JobState.FAILED
     )
     return Plan((*actions, SetFinalizer(False)), status, events)
+
+
+def _artifact_left(identity: Identity, spec: Spec, version: int, job: JobFacts) -> Event:
+    error = job.summary.error if job.summary else None
+    why = error.message if error else job.words or "the cleanup Job failed"
+    return Event(
+        "Warning", "ArtifactsLeft", f"{_prefix(identity, spec, version, job.revision)} was not erased, do it by hand: {why}"
+    )
 
 
 def _prefix(identity: Identity, spec: Spec, version: int, revision: str) -> str:

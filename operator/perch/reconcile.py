@@ -27,7 +27,7 @@ from perch.names import FINALIZER
 from perch.observe import observe
 from perch.observed import Identity, Installation
 from perch.plan import Plan, SetFinalizer, plan, plan_invalid, say_invalid
-from perch.status import with_failures
+from perch.status import build_events, with_failures
 
 log = logging.getLogger(__name__)
 
@@ -182,12 +182,14 @@ class Reconciler:
         before = Status.model_validate(obj.get("status") or {})
         decided = self._decide(obj, identity, before, now)
         refused: list[str] = []
+        terminating = False
         try:
             refused = await execute(self._kube, self.cache, identity, decided.actions)
         except NamespaceTerminatingError:
             # Without the namespace no cleanup can run: let go, so that nothing hangs. Without a finalizer there is nothing to do.
             if not identity.deleting or FINALIZER not in identity.finalizers:
                 return
+            terminating = True
             decided = self._decide(obj, identity, before, now, namespace_terminating=True)
             refused = await execute(self._kube, self.cache, identity, [a for a in decided.actions if isinstance(a, SetFinalizer)])
         after = decided.status
@@ -196,7 +198,8 @@ class Reconciler:
                 after = with_failures(after, refused, now)
             if after != before:
                 self._take_in(key, await write_status(self._kube, identity, after))
-        await post_events(self._kube, identity, decided.events, now)
+        transitions = build_events(before, after) if after is not None and not identity.deleting else ()
+        await post_events(self._kube, identity, (*decided.events, *transitions), now, namespace_terminating=terminating)
         self._schedule(key, decided, now, bool(refused))
 
     def _decide(

@@ -154,8 +154,14 @@ def _traffic_under_way(facts: Facts) -> Verdict | None:
         return None
     if facts.gateway_api and facts.route is None:
         message = "the HTTPRoute is being written"
+    elif accepted:
+        message = f"the weights go from {_split(facts.present)} to {_split(facts.target)}"
     waiting = accepted or reason in ("AwaitingGateway", "NotRouted")
     return Verdict("Reconciling", "ShiftingTraffic" if waiting else reason, message)
+
+
+def _split(weights: Mapping[int, int]) -> str:
+    return ", ".join(f"version {v}: {w} %" for v, w in sorted(weights.items())) or "nothing"
 
 
 def _well(facts: Facts) -> Verdict:

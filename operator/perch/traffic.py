@@ -36,6 +36,7 @@ def decide_weights(
     weight; a version that is in neither only ever loses it, and only to a ready stable.
 
     - stable ready, canary ready: the split that was asked for;
+    - stable ready, canary ready in part: the canary keeps the share it has and gains nothing;
     - stable ready, canary not: all to stable (a first canary waits, a broken one is taken out);
     - stable ready in part only: it gains nothing while somebody else answers, unless no more of its pods will come;
     - stable not ready: the present weights stay, whoever has them. A canary is never given more because stable broke: it was
@@ -44,8 +45,11 @@ def decide_weights(
     share = 0
     if canary is not None:
         trial = readiness.get(canary, NOT_READY)
-        if trial.full or (trial.able and present.get(canary, 0) >= canary_weight):
+        if trial.full:
             share = canary_weight
+        elif trial.able:
+            # Ready in part: it keeps what it answers now, and gains nothing.
+            share = min(canary_weight, present.get(canary, 0))
     if share == 100 and canary is not None:
         return {stable: 0, canary: 100}
     base = readiness.get(stable, NOT_READY)

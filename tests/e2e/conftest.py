@@ -5,6 +5,7 @@ PERCH_TEST_CLUSTER names the cluster (default: test). PERCH_KEEP_CLUSTER=1 leave
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -31,7 +32,8 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def tenant(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Tenant]:
-    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[5:45].strip("-")
+    words = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[5:40].strip("-")
+    name = f"{words}-{hashlib.sha256(request.node.name.encode()).hexdigest()[:5]}"
     tenant = Tenant(cluster, name).make()
     yield tenant
     if request.node.stash.get(FAILED, False):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import pickle
 import zipfile
@@ -133,8 +135,8 @@ def test_a_gpu_that_is_not_there_is_told_in_the_schedulers_words_and_stable_is_u
     tenant.wait_ready("digits")
 
 
-def test_a_golden_answer_that_differs_keeps_the_pod_out_of_service(tenant: Tenant) -> None:
-    """Bytes that are not the bytes that passed never serve: a tampered artefact fails the pod before Triton sees it."""
+def test_tampered_bytes_never_serve(tenant: Tenant) -> None:
+    """kserve#5789: an artefact that is not what passed its gates fails the pod before Triton sees it."""
     entries = upload_digits(tenant)[:1]
     tenant.apply(deployment(tenant, entries))
     tenant.wait_ready("digits")
@@ -148,3 +150,31 @@ def test_a_golden_answer_that_differs_keeps_the_pod_out_of_service(tenant: Tenan
     assert "model.onnx" in condition["message"]
     assert tenant.condition("digits", "Available")["status"] == "True", "the proven pod goes on serving"
     assert SECRET not in condition["message"]
+
+
+def test_a_model_that_answers_otherwise_than_its_checkpoint_never_becomes_ready_and_says_by_how_much(tenant: Tenant) -> None:
+    """The last gate on its own: even where the digest is forged too, the golden check in the pod stands in the way."""
+    entries = upload_digits(tenant)
+    tenant.apply(deployment(tenant, entries, routing=None, rollout=None))
+    tenant.wait_ready("digits")
+    found = tenant.wait(lambda: versions(tenant), lambda seen: all(seen.get(v, {}).get("artifactDigest") for v in (1, 2)), 120)
+    one, two = (found[v]["artifactUri"].removeprefix("s3://models/") for v in (1, 2))
+
+    def read(key: str) -> bytes:
+        return tenant.store.get_object(Bucket="models", Key=key)["Body"].read()
+
+    swapped = read(f"{one}/model/digits/1/model.onnx")
+    manifest = json.loads(read(f"{two}/manifest.json"))
+    manifest["files"]["model/digits/2/model.onnx"] = {"sha256": hashlib.sha256(swapped).hexdigest(), "size": len(swapped)}
+    forged = json.dumps(manifest).encode()
+    tenant.upload(f"{two}/model/digits/2/model.onnx", swapped, bucket="models")
+    digest = "sha256:" + tenant.upload(f"{two}/manifest.json", forged, bucket="models")
+    patch = [{"op": "replace", "path": "/status/versions/1/artifactDigest", "value": digest}]
+    tenant.kubectl("patch", "mdep", "digits", "--subresource=status", "--type=json", "-p", json.dumps(patch))
+
+    tenant.apply(deployment(tenant, entries, stable=2, routing=None, rollout=None))
+    condition = tenant.wait(lambda: tenant.condition("digits"), lambda c: "GoldenMismatch" in c.get("message", ""), 120)
+    assert "largest error" in condition["message"], condition["message"]
+    assert condition["status"] == "False"
+    pods = tenant.list("pods", "serving.perch.dev/component=triton,serving.perch.dev/version=1")
+    assert pods, "the former stable stays while the new one cannot answer"

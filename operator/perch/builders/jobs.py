@@ -25,6 +25,8 @@ from perch_exporter import contract
 REQUEST_FILE = "/perch/request/request.json"
 WORKSPACE = "/perch/work"
 KEEP_FINISHED_SECONDS = 3600
+CLEANUP_DEADLINE_SECONDS = 180
+"""A cleanup that takes longer is given up, with an Event: it may not keep a deletion hanging."""
 DEFAULT_MEMORY_LIMIT = "8Gi"
 
 
@@ -134,8 +136,10 @@ def build_export_job(identity: Identity, spec: Spec, entry: Version, revision: s
         spec,
         init=[fetch, convert],
         main=publish,
-        volumes=["checkpoint", "state", "output"],
+        volumes={"checkpoint": "25Gi", "state": "16Mi", "output": "50Gi"},
         deadline=spec.builder.active_deadline_seconds,
+        # Passing trouble too: the planner tries again later, with growing delays and the reason in a condition.
+        fail_at_once=[contract.EXIT_PERMANENT, contract.EXIT_PASSING],
     )
 
 
@@ -166,8 +170,9 @@ def build_cleanup_job(identity: Identity, spec: Spec, version: int, revision: st
         spec,
         init=[],
         main=delete,
-        volumes=[],
-        deadline=300,
+        volumes={},
+        deadline=CLEANUP_DEADLINE_SECONDS,
+        fail_at_once=[contract.EXIT_PERMANENT],
     )
 
 
@@ -181,8 +186,9 @@ def _job(
     *,
     init: list[dict[str, Any]],
     main: dict[str, Any],
-    volumes: list[str],
+    volumes: dict[str, str],
     deadline: int,
+    fail_at_once: list[int],
 ) -> dict[str, Any]:
     dump = spec.builder.model_dump(mode="json", by_alias=True, exclude_none=True)
     pod = compact(
@@ -209,8 +215,8 @@ def _job(
                         ]
                     },
                 },
-                {"name": "tmp", "emptyDir": {}},
-                *({"name": volume, "emptyDir": {}} for volume in volumes),
+                {"name": "tmp", "emptyDir": {"sizeLimit": "4Gi"}},
+                *({"name": name, "emptyDir": {"sizeLimit": size}} for name, size in volumes.items()),
                 *ca_volume(spec.repository),
             ],
         }
@@ -220,8 +226,8 @@ def _job(
         "kind": "Job",
         "metadata": build_metadata(identity, name, labels, annotations),
         "spec": {
-            # Passing trouble is retried here at once a few times, and later by the planner with growing delays.
-            "backoffLimit": 2,
+            # A crash or a lost node is tried again at once.
+            "backoffLimit": 4,
             "activeDeadlineSeconds": deadline,
             "ttlSecondsAfterFinished": KEEP_FINISHED_SECONDS,
             "podFailurePolicy": {
@@ -230,13 +236,13 @@ def _job(
                         "action": "FailJob",
                         "onExitCodes": {
                             "operator": "In",
-                            "values": [contract.EXIT_PERMANENT, contract.EXIT_PASSING],
+                            "values": fail_at_once,
                         },
                     }
                 ]
             },
             "template": {
-                "metadata": {"labels": labels, "annotations": {ANNOTATION_REQUEST: request}},
+                "metadata": {"labels": labels, "annotations": {**annotations, ANNOTATION_REQUEST: request}},
                 "spec": pod,
             },
         },

@@ -43,9 +43,8 @@ def rest_paths(model: str) -> tuple[str, ...]:
 def build_route(identity: Identity, routing: Routing, model: str, weights: Mapping[int, int]) -> dict[str, Any]:
     """`weights`: percent by version, summing to 100; versions with 0 stay as backends until they are drained."""
 
-    def rule(name: str, paths: list[str], port: int) -> dict[str, Any]:
+    def rule(paths: list[str], port: int) -> dict[str, Any]:
         return {
-            "name": name,
             "matches": [{"path": {"type": "Exact", "value": path}} for path in paths],
             "backendRefs": [
                 {
@@ -76,8 +75,8 @@ def build_route(identity: Identity, routing: Routing, model: str, weights: Mappi
             ],
             "hostnames": list(routing.hostnames),
             "rules": [
-                rule("grpc", [f"{GRPC_SERVICE}/{method}" for method in GRPC_METHODS], GRPC),
-                rule("rest", list(rest_paths(model)), HTTP),
+                rule([f"{GRPC_SERVICE}/{method}" for method in GRPC_METHODS], GRPC),
+                rule(list(rest_paths(model)), HTTP),
             ],
         },
     }

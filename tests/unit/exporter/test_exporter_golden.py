@@ -26,6 +26,7 @@ from tritonclient.utils import InferenceServerException
 
 from perch_exporter.contract import Location
 from perch_exporter.download import download
+from perch_exporter.contract import Reason
 from perch_exporter.failure import StepFailed
 from perch_exporter.golden import Artifact, Gate, Readiness, TritonServer, run, serve
 from perch_exporter.publish import publish
@@ -249,3 +250,18 @@ def test_it_ends_when_told_to(artifact_root: Path, wire: str) -> None:
     thread.join(10)
     assert not thread.is_alive()
     assert time.monotonic() - started < 5
+
+
+def test_a_mismatch_ends_the_sidecar_with_the_figures_as_its_last_words(artifact_root: Path) -> None:
+    """A pod that is merely not ready tells nobody why; a termination message does."""
+
+    class Wrong(Wire):
+        def ModelInfer(self, request: Any, context: Any) -> Any:
+            answer = super().ModelInfer(request, context)
+            shifted = np.frombuffer(answer.raw_output_contents[0], np.float32) + 20
+            answer.raw_output_contents[0] = shifted.astype(np.float32).tobytes()
+            return answer
+
+    with serving(Wrong()) as address, pytest.raises(StepFailed, match="does not answer as its checkpoint does") as failed:
+        run(artifact_root, address, ("127.0.0.1", 0), threading.Event())
+    assert failed.value.reason is Reason.GOLDEN_MISMATCH

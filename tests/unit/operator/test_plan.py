@@ -8,6 +8,7 @@ import pytest
 from perch.api import Phase
 from perch.names import FINALIZER, artifact_revision, cleanup_job_name, export_job_name
 from perch.plan import BACKOFF, Apply, SetFinalizer
+from perch.status import build_events, with_failures
 from perch_exporter.contract import Reason
 
 from .world import World, entry, spec
@@ -165,6 +166,16 @@ def test_a_runtime_change_rolls_the_pods_and_is_not_ready_until_they_have() -> N
     assert world.weights == {1: 100}
     world.settle()
     assert world.ready_condition() == ("True", "Serving")
+
+
+def test_a_new_pod_that_is_pending_beside_a_ready_former_one_is_no_finished_update() -> None:
+    world = running(1)
+    change(world, 1, runtime={"resources": {"limits": {"nvidia.com/gpu": 8}}})
+    world.step()
+    world.ready(1, 1, updated=1, total=2, words="Unschedulable: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu.")
+    world.step()
+    assert world.ready_condition() == ("False", "RollingUpdate")
+    assert "Insufficient nvidia.com/gpu" in world.status.condition("Ready").message  # type: ignore[union-attr]
 
 
 def test_a_canary_that_lost_all_pods_gets_no_traffic() -> None:
@@ -428,3 +439,82 @@ def test_an_operator_upgrade_with_other_defaults_renders_no_pod(monkeypatch: pyt
     decided = world.step()
     assert decided.actions == ()
     assert world.rendered == rendered
+
+
+@pytest.mark.parametrize("gateway_api", [True, False])
+def test_without_a_route_the_former_stable_stays_until_the_new_one_can_answer(gateway_api: bool) -> None:
+    """No weights say who answers then: clients of the former version's Service must not lose it to one that never starts."""
+    more = {} if not gateway_api else {"routing": None}
+    world = World(spec(1, 2, **more), gateway_api=gateway_api)
+    world.settle()
+    change(world, 1, 2, stable=2, **more)
+    for _ in range(5):
+        world.step()
+        world.now += timedelta(hours=1)
+    assert set(world.servings) == {1, 2}
+    world.settle()
+    assert set(world.servings) == {2}
+
+
+def test_a_removed_version_is_erased_only_when_nothing_of_its_export_runs_any_more() -> None:
+    world = running(1, repository=DELETE)
+    change(world, 1, 2, repository=DELETE)
+    world.step()
+    revision = artifact_revision(world.spec.versions[1])
+    change(world, 1, repository=DELETE)
+    world.lingering = {revision}
+    for _ in range(3):
+        world.step()
+        assert cleanup_job_name("digits", revision) not in world.jobs, "the export could publish behind the cleanup's back"
+    world.lingering = set()
+    world.step()
+    assert cleanup_job_name("digits", revision) in world.jobs
+
+
+def test_a_removed_version_that_could_not_be_erased_leaves_a_warning() -> None:
+    world = running(1, 2, repository=DELETE)
+    world.jobs.clear()
+    change(world, 1, repository=DELETE)
+    world.step()
+    world.fail(next(iter(world.jobs)), Reason.STORE_UNREACHABLE, "s3 is away")
+    events = world.step().events
+    assert [e.reason for e in events] == ["ArtifactsLeft"]
+    assert "s3 is away" in events[0].message
+    assert world.status.of(2) is None
+
+
+def test_a_canary_that_is_ready_in_part_keeps_its_share_when_more_is_asked_for() -> None:
+    world = running(1, 2, canary=2, runtime={"replicas": 2})
+    world.ready(2, 1)
+    change(world, 1, 2, canary=2, weight=50, runtime={"replicas": 2})
+    world.step()
+    assert world.weights == {1: 90, 2: 10}
+    world.settle()
+    assert world.weights == {1: 50, 2: 50}
+
+
+def test_each_transition_is_told_once() -> None:
+    world = running(1, 2)
+    change(world, 1, 2, canary=2)
+    told: list[str] = []
+    for _ in range(8):
+        before = world.status
+        world.step()
+        told += [e.reason for e in build_events(before, world.status)]
+        world.go_well()
+    assert told.count("VersionReady") == 1
+    assert told.count("SplitHeld") == 1
+    assert told[-1] == "SplitHeld"
+
+
+def test_a_refused_write_is_what_the_conditions_and_events_speak_of() -> None:
+    world = running(1)
+    before = world.status
+    after = with_failures(before, ["apply Deployment digits-v1: exceeded quota: gpus"], world.now)
+    ready = after.condition("Ready")
+    assert ready is not None
+    assert (ready.status, ready.reason) == ("False", "ApplyFailed")
+    assert "exceeded quota" in ready.message
+    assert after.condition("Available") == before.condition("Available")
+    assert [e.reason for e in build_events(before, after)] == ["ApplyFailed"]
+    assert build_events(after, with_failures(before, ["apply Deployment digits-v1: exceeded quota: gpus"], world.now)) == ()

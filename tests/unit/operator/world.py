@@ -60,6 +60,8 @@ class World:
     services: dict[str, Any] = field(default_factory=dict)
     budgets: dict[str, Any] = field(default_factory=dict)
     route: RouteFacts | None = None
+    lingering: set[str] = field(default_factory=set)
+    """Revisions whose export pods outlive their Job for a while."""
     gateway_api: bool = True
     gateway_accepts: bool = True
     namespace_terminating: bool = False
@@ -78,6 +80,8 @@ class World:
             exports=tuple(j for j in jobs if not j.name.endswith("-delete")),
             cleanups=tuple(j for j in jobs if j.name.endswith("-delete")),
             servings=dict(self.servings),
+            exporting=frozenset(self.lingering)
+            | {j.revision for j in jobs if j.state is JobState.RUNNING and not j.name.endswith("-delete")},
             services=dict(self.services),
             budgets=dict(self.budgets),
             route=self.route,
@@ -139,7 +143,7 @@ class World:
     def ready(self, version: int, pods: int | None = None, **more: Any) -> None:
         serving = self.servings[version]
         pods = serving.replicas if pods is None else pods
-        self.servings[version] = replace(serving, ready=pods, updated=serving.replicas, **more)
+        self.servings[version] = replace(serving, **{"ready": pods, "updated": serving.replicas, "total": serving.replicas, **more})
 
     def accept(self) -> None:
         if self.route is not None and self.gateway_accepts:
@@ -202,7 +206,8 @@ class World:
             replicas=body["spec"]["replicas"],
             # A rolling update surges: the former pods stay until their successors are ready.
             ready=old.ready if old else 0,
-            updated=0,
+            updated=1,
+            total=(old.replicas if old else 0) + 1,
         )
 
     def _apply_service(self, body: dict[str, Any], meta: dict[str, Any]) -> None:

@@ -1,0 +1,28 @@
+"""`make bench`: all measurements, one after the other, as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from devcluster import Cluster
+from devcluster.release import install
+
+from bench import journey, settled
+
+
+def main(name: Annotated[str, typer.Option(help="the cluster's name")] = "bench", keep: bool = False) -> None:
+    cluster = Cluster(name, gpus=0)
+    cluster.up()
+    try:
+        install(cluster)
+        print(json.dumps(journey.measure(cluster), indent=1), flush=True)
+    finally:
+        if not keep:
+            cluster.down()
+    print(json.dumps({"settled": settled.measure()}, indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)
