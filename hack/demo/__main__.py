@@ -27,18 +27,15 @@ def main(name: Annotated[str, typer.Option(help="Which cluster; it is made if ne
     except subprocess.CalledProcessError as error:
         said = f"`{' '.join(error.cmd[:8])}` ended with {error.returncode}: {' '.join(getattr(error, '__notes__', []))}"
     except KeyboardInterrupt:
-        console.print(
-            f"\nStopped. `make demo NAME={name}` begins anew on the same cluster, `make down NAME={name}` removes it.",
-            soft_wrap=True,
-        )
+        text = f"\nStopped. `make demo NAME={name}` begins anew on the same cluster, `make down NAME={name}` removes it."
+        console.print(text, soft_wrap=True)
         sys.exit(130)
     else:
         return
     console.print("\n[bold red]The demo failed.[/]")
     console.print(said, markup=False, soft_wrap=True)
-    console.print(
-        f"The cluster is left for a look: `make shell NAME={name}`; `make down NAME={name}` removes it.", soft_wrap=True
-    )
+    text = f"The cluster is left for a look: `make shell NAME={name}`; `make down NAME={name}` removes it."
+    console.print(text, soft_wrap=True)
     sys.exit(1)
 
 

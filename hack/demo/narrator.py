@@ -49,5 +49,5 @@ class Narrator:
     @contextmanager
     def spinner(self) -> Iterator[Callable[[str], None]]:
         """A line that moves while something is waited for, on a terminal; yields what sets its text."""
-        with self._console.status("") as status:
+        with self._console.status("waiting") as status:
             yield lambda text: status.update(escape(text))

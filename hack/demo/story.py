@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -63,6 +64,15 @@ class Story:
         self.records = checkpoints.records()
 
     def play(self) -> None:
+        try:
+            self._chapters()
+        except BaseException:
+            shutil.rmtree(self.folder)
+            raise
+        self.narrator.print(f"\n[bold green]All as it should be[/], after {self.narrator.clock()}.")
+        self.say_what_next()
+
+    def _chapters(self) -> None:
         chapter = self.narrator.chapter
         self.narrator.print("[bold]Perch[/]: two versions of a digit classifier, from their checkpoints to a canary and back\n")
         with chapter("A whole cluster: Kubernetes, Envoy Gateway, an S3 server, Prometheus"):
@@ -89,8 +99,6 @@ class Story:
             self.roll_back()
         with chapter("How it stands"):
             self.show_state()
-        self.narrator.print(f"\n[bold green]All as it should be[/], after {self.narrator.clock()}.")
-        self.say_what_next()
 
     # -- chapters
 
@@ -191,9 +199,10 @@ class Story:
         pixels = digits.held_out()[0][:1]
         tensor = {"name": "image", "datatype": "FP32", "shape": list(pixels.shape), "data": pixels.reshape(-1).tolist()}
         image.write_text(json.dumps({"inputs": [tensor]}))
+        # Double quotes inside, so that the shell's single quotes need no escapes.
         python = (
-            f"from demo import digits, load; client = load.grpc_client({(host, port)}, {self.hostname!r}); "
-            f"print(load.infer(client, {self.name!r}, digits.held_out()[0][:1]))"
+            f'from demo import digits, load; client = load.grpc_client(("{host}", {port}), "{self.hostname}"); '
+            f'print(load.infer(client, "{self.name}", digits.held_out()[0][:1]))'
         )
         environment = self.cluster.env()
         folders = environment["PATH"].removesuffix(f":{os.environ['PATH']}")

@@ -111,6 +111,12 @@ def golden_references() -> set[str]:
     return set(_recorded())
 
 
+def golden_blobs() -> dict[str, int]:
+    """What the golden store holds, sha256 in hex to bytes: an archive that is to be added may leave it out."""
+    folder = _golden_folder() / "root" / _CONTENT / "blobs" / "sha256"
+    return {blob.name: blob.stat().st_size for blob in folder.iterdir()} if folder.exists() else {}
+
+
 def _recorded() -> list[str]:
     """The store's images, the latest one last."""
     try:

@@ -124,7 +124,7 @@ class NativeCluster:
                     continue
                 with progress.step(f"image {name}") as log:
                     if name in perch_references:
-                        archive = images.build(name, log)
+                        archive = images.build(name, log, containerd.golden_blobs())
                     else:
                         archive = archives / f"{name}.tar"
                         addon_images.build(name, reference, archive, log)

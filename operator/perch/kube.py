@@ -6,6 +6,7 @@ Built on kubernetes_asyncio's client for its authentication (kubeconfigs, in-clu
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,8 @@ class Kube:
         try:
             config.load_incluster_config()
         except config.ConfigException:
-            await config.load_kube_config()
+            # The client reads the variable when it is imported, which is too early for those who set it later.
+            await config.load_kube_config(config_file=os.environ.get("KUBECONFIG"))
         return cls(client.ApiClient())
 
     async def close(self) -> None:
