@@ -51,7 +51,12 @@ def set_up_logging(settings: Settings) -> None:
 
 
 def build_app(reconciler: Reconciler) -> web.Application:
-    """/healthz, /readyz and /metrics. A standby is healthy and ready: it answers, and is there when it is needed."""
+    """/healthz, /readyz and /metrics. A standby is ready too: it is there when it is needed. The leader is, once it can see."""
+
+    async def ready(_: web.Request) -> web.Response:
+        if reconciler.leading and not reconciler.cache.is_synced:
+            return web.Response(status=503, text="the caches are not filled yet\n")
+        return web.Response(text="ok\n")
 
     async def well(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -61,7 +66,7 @@ def build_app(reconciler: Reconciler) -> web.Application:
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app = web.Application()
-    app.add_routes([web.get("/healthz", well), web.get("/readyz", well), web.get("/metrics", scrape)])
+    app.add_routes([web.get("/healthz", well), web.get("/readyz", ready), web.get("/metrics", scrape)])
     return app
 
 
@@ -132,6 +137,8 @@ async def _work(kube: Kube, settings: Settings, take_signals: Callable[[], None]
         await wait_for_crd(kube, settings)
         await lease.acquire()
         metrics.LEADER.set(1)
+        kube.may_write = lease.check
+        reconciler.leading = True
         async with asyncio.TaskGroup() as group:
             group.create_task(lease.hold(), name="lease")
             group.create_task(reconciler.run(), name="reconciler")

@@ -43,6 +43,10 @@ class Cache:
         return self._objects[kind.kind].get(owner, {})
 
     @property
+    def is_synced(self) -> bool:
+        return self._synced.is_set()
+
+    @property
     def gateway_api(self) -> bool:
         return ROUTE.kind not in self._missing
 
@@ -78,6 +82,11 @@ class Cache:
                     self._mark_missing(kind, scope)
                 elif error.status == 410:
                     pause = 0
+                elif error.status == 403 and scope is not None:
+                    # One namespace that is gone, or whose Role is, must not stop the others.
+                    log.error("no right to list %s in namespace %s: %s", kind.plural, scope, error.message)
+                    self._mark_synced(kind, scope)
+                    pause = MISSING_SECONDS
                 else:
                     log.warning("cannot watch %s: %s", kind.plural, error)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -143,7 +152,7 @@ class Cache:
 
 
 def older(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether `one` is an older state of the same object. Resource versions are ordered numbers (promised since Kubernetes 1.35)."""
+    """Whether `one` is an older state of the same object. Resource versions are ordered numbers (a promise since 1.35)."""
     if one["metadata"].get("uid") != other["metadata"].get("uid"):
         return False
     return int(one["metadata"]["resourceVersion"]) < int(other["metadata"]["resourceVersion"])

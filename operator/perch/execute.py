@@ -1,20 +1,24 @@
 """Carry out a plan: one write after the other, each idempotent, each answer taken into the cache. Decides nothing.
 
-A refusal of one write does not keep the others from being made; all refusals come back, for the status to tell.
+A refusal of one write does not keep the others from being made; all refusals come back, for the status to tell. Nobody else's
+object is taken over, and a delete names the very object that was seen.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+
+import aiohttp
 
 from perch import metrics
 from perch.api import GROUP, KIND, VERSION, Status
 from perch.cache import Cache
 from perch.kube import BY_KIND, DEPLOYMENT, EVENT, MODEL_DEPLOYMENT, ApiError, Kube
-from perch.names import FINALIZER
+from perch.names import FIELD_MANAGER, FINALIZER, LABEL_MANAGED_BY, LABEL_OWNER
 from perch.observed import Identity
 from perch.plan import Action, Apply, Delete, Scale, SetFinalizer
 from perch.status import Event, format_time
@@ -26,46 +30,74 @@ class NamespaceTerminatingError(Exception):
     """Nothing can be created any more: the namespace is going."""
 
 
-class StaleError(Exception):
-    """Somebody wrote in between; the next pass sees it."""
+@dataclass
+class Outcome:
+    """What came of a plan's writes."""
+
+    refused: list[str] = field(default_factory=list)
+    """What the API server, or an object of somebody else in the way, did not let happen; one sentence each."""
+    stale: bool = False
+    """Somebody wrote in between: the next pass will see it."""
+    owner: dict[str, Any] | None = None
+    """The ModelDeployment as a write of its metadata returned it."""
 
 
-async def execute(kube: Kube, cache: Cache, identity: Identity, actions: Sequence[Action]) -> list[str]:
-    """Return what the API server refused, one sentence each. Raises StaleError or NamespaceTerminatingError, or on silence."""
-    refused: list[str] = []
+async def execute(kube: Kube, cache: Cache, identity: Identity, actions: Sequence[Action]) -> Outcome:
+    """One refusal keeps no other write from being made. Raises NamespaceTerminatingError, or on the API server's silence."""
+    outcome = Outcome()
     for action in actions:
         try:
-            await _carry_out(kube, cache, identity, action)
+            await _carry_out(kube, cache, identity, action, outcome)
         except ApiError as error:
             if "NamespaceTerminating" in error.causes or (error.status == 404 and error.message.startswith("namespaces ")):
                 raise NamespaceTerminatingError from error
             if error.status == 409:
-                raise StaleError(str(error)) from error
-            if error.status >= 500 or error.status == 429:
-                raise
+                outcome.stale = True
+                continue
             log.warning("%s/%s: %s was refused: %s", identity.namespace, identity.name, _what(action), error)
-            refused.append(f"{_what(action)}: {error.message}")
-    return refused
+            outcome.refused.append(f"{_what(action)}: {error.message}")
+    return outcome
 
 
-async def _carry_out(kube: Kube, cache: Cache, identity: Identity, action: Action) -> None:
+async def _carry_out(kube: Kube, cache: Cache, identity: Identity, action: Action, outcome: Outcome) -> None:
     owner = (identity.namespace, identity.name)
     log.info("%s/%s: %s", identity.namespace, identity.name, _what(action))
     match action:
         case Apply():
+            if await _taken(kube, cache, identity, action):
+                outcome.refused.append(
+                    f"{_what(action)}: an object of this name is there and is not Perch's: remove or rename it"
+                )
+                return
             cache.absorb(await kube.apply(action.body, action.resource_version))
         case Scale():
             scale = {"spec": {"replicas": action.replicas}}
             cache.absorb(await kube.patch(DEPLOYMENT, identity.namespace, action.name, scale))
         case Delete():
-            await kube.delete(BY_KIND[action.kind], identity.namespace, action.name)
+            kind = BY_KIND[action.kind]
+            known = cache.children(kind, owner).get(action.name)
+            await kube.delete(kind, identity.namespace, action.name, known)
             cache.forget(action.kind, owner, action.name)
         case SetFinalizer():
             others = [f for f in identity.finalizers if f != FINALIZER]
             wanted = [*others, FINALIZER] if action.present else others
             body = {"metadata": {"finalizers": wanted, "resourceVersion": identity.resource_version}}
-            await kube.patch(MODEL_DEPLOYMENT, identity.namespace, identity.name, body)
+            outcome.owner = await kube.patch(MODEL_DEPLOYMENT, identity.namespace, identity.name, body)
     metrics.WRITES.labels(type(action).__name__).inc()
+
+
+async def _taken(kube: Kube, cache: Cache, identity: Identity, action: Apply) -> bool:
+    """Whether somebody else's object has the name of one that we are about to make. Server-side apply would take it over."""
+    kind, name = BY_KIND[action.body["kind"]], action.body["metadata"]["name"]
+    if name in cache.children(kind, (identity.namespace, identity.name)):
+        return False
+    try:
+        labels = (await kube.get(kind, identity.namespace, name))["metadata"].get("labels", {})
+    except ApiError as error:
+        if error.status == 404:
+            return False
+        raise
+    return bool(labels.get(LABEL_MANAGED_BY) != FIELD_MANAGER or labels.get(LABEL_OWNER) != identity.name)
 
 
 def _what(action: Action) -> str:
@@ -121,5 +153,5 @@ async def post_events(
         log.info("%s/%s: %s %s", identity.namespace, identity.name, event.reason, event.message)
         try:
             await kube.create(EVENT, where, body)
-        except (ApiError, OSError, TimeoutError) as error:
+        except (ApiError, aiohttp.ClientError, OSError, TimeoutError) as error:
             log.warning("event not posted: %s", error)

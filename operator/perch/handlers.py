@@ -43,7 +43,10 @@ async def wake(event: Any, memo: Any, **_: Any) -> None:
 
 
 async def serve(reconciler: Reconciler, namespaces: tuple[str, ...], started: asyncio.Event) -> None:
-    """Run kopf until cancelled; `started` is set when it has set itself up, its signal handlers included. Returns or raises when its watch cannot go on, such as when the CRD was removed."""
+    """Run kopf until cancelled; `started` is set when it has set itself up, its signal handlers included.
+
+    Returns or raises when its watch cannot go on, such as when the CRD was removed.
+    """
     await kopf.operator(
         registry=build_registry(),
         settings=build_settings(),

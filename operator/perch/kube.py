@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,16 +78,21 @@ class Kube:
     def __init__(self, api: client.ApiClient) -> None:
         self.api = api
         self.requests = 0
+        self.may_write: Callable[[], None] = lambda: None
+        """Called before each write except the Lease's own; raises where this process may no longer act."""
 
     @classmethod
     async def connect(cls) -> Kube:
         """From the pod's service account, or else from KUBECONFIG."""
+        settings = client.Configuration()
+        # Every watch holds a connection for good: a bound would starve the other requests, the Lease's among them.
+        settings.connection_pool_maxsize = 0
         try:
-            config.load_incluster_config()
+            config.load_incluster_config(client_configuration=settings)
         except config.ConfigException:
             # The client reads the variable when it is imported, which is too early for those who set it later.
-            await config.load_kube_config(config_file=os.environ.get("KUBECONFIG"))
-        return cls(client.ApiClient())
+            await config.load_kube_config(config_file=os.environ.get("KUBECONFIG"), client_configuration=settings)
+        return cls(client.ApiClient(settings))
 
     async def close(self) -> None:
         await self.api.close()
@@ -102,6 +107,8 @@ class Kube:
         content_type: str = "application/json",
     ) -> dict[str, Any]:
         """One request, answered within TIMEOUT_SECONDS or not at all."""
+        if method != "GET" and "/leases" not in path:
+            self.may_write()
         self.requests += 1
         response = await self._send(method, path, list((query or {}).items()), body, content_type, TIMEOUT_SECONDS)
         text = await response.text()
@@ -157,10 +164,17 @@ class Kube:
     async def create(self, kind: Kind, namespace: str, body: Mapping[str, Any]) -> dict[str, Any]:
         return await self.request("POST", kind.path(namespace), query={"fieldManager": FIELD_MANAGER}, body=body)
 
-    async def delete(self, kind: Kind, namespace: str, name: str) -> None:
-        """Delete with background propagation; what is gone already is no error."""
+    async def delete(self, kind: Kind, namespace: str, name: str, known: Mapping[str, Any] | None = None) -> None:
+        """Delete with background propagation; what is gone already is no error.
+
+        Where the object is `known`, only that very object goes, in that very state: ApiError 409 if it has changed since.
+        """
+        options: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        if known is not None:
+            metadata = known["metadata"]
+            options["preconditions"] = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
         try:
-            await self.request("DELETE", kind.path(namespace, name), query={"propagationPolicy": "Background"})
+            await self.request("DELETE", kind.path(namespace, name), body=options)
         except ApiError as error:
             if error.status != 404:
                 raise

@@ -1,7 +1,7 @@
 """One active operator: a coordination.k8s.io Lease, taken before anything is watched; whoever loses it exits.
 
-Times are compared on this process's own monotonic clock only: another holder counts as gone when its Lease has not changed for
-the whole duration that it states, as seen from here, so clocks of different nodes do not matter. The holder stops well before that.
+Times are compared on this process's own clock only, whatever the nodes' clocks say: another holder counts as gone when
+its Lease has not changed for the whole duration that it states, as seen from here. The holder stops well before that.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ DEADLINE_SECONDS = 10
 _SILENCE = (aiohttp.ClientError, TimeoutError, OSError)
 
 
+def _now() -> float:
+    """Seconds on a clock that goes on while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class LeaseLostError(Exception):
     """This process may no longer act."""
 
@@ -40,23 +45,26 @@ class Lease:
         self._name = name
         self._identity = identity
         self._held: dict[str, Any] | None = None
+        self._renewed = 0.0
+        """When the newest write that succeeded was sent: the Lease lasts from then at least."""
 
     async def acquire(self) -> None:
         """Wait until the Lease is ours. Raises ApiError where Leases may not be used at all."""
-        seen, since = "", time.monotonic()
+        seen, since = "", _now()
         waiting_for = ""
         while True:
             try:
                 found = await self._read()
+                self._renewed = _now()
                 if found is None:
                     self._held = await self._write(None)
                     break
                 version = found["metadata"]["resourceVersion"]
                 if version != seen:
-                    seen, since = version, time.monotonic()
+                    seen, since = version, _now()
                 holder = found["spec"].get("holderIdentity") or ""
                 stated = found["spec"].get("leaseDurationSeconds", DURATION_SECONDS)
-                if holder in ("", self._identity) or time.monotonic() - since > stated:
+                if holder in ("", self._identity) or _now() - since > stated:
                     self._held = await self._write(found)
                     break
                 if holder != waiting_for:
@@ -73,23 +81,25 @@ class Lease:
 
     async def hold(self) -> None:
         """Renew until cancelled; raises LeaseLostError when somebody else has it or it could not be renewed in time."""
-        renewed = time.monotonic()
         while True:
+            sent = _now()
             try:
-                async with asyncio.timeout(DEADLINE_SECONDS - (time.monotonic() - renewed)):
-                    self._held = await self._write(self._held)
-                renewed = time.monotonic()
+                async with asyncio.timeout(max(DEADLINE_SECONDS - (sent - self._renewed), 0)):
+                    await self._renew()
+                self._renewed = sent
                 await asyncio.sleep(RENEW_SECONDS)
-                continue
             except ApiError as error:
                 log.warning("Lease not renewed: %s", error)
-                if error.status == 409:
-                    await self._look_again()
+                await asyncio.sleep(RETRY_SECONDS)
             except _SILENCE as error:
                 log.warning("Lease not renewed, the API server does not answer: %r", error)
-            if time.monotonic() - renewed > DEADLINE_SECONDS - RETRY_SECONDS:
-                raise LeaseLostError(f"Lease {self._namespace}/{self._name} could not be renewed for {DEADLINE_SECONDS} s")
-            await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
+            self.check()
+
+    def check(self) -> None:
+        """Raises LeaseLostError where the Lease may have run out: asked before each write, for a process that was paused."""
+        if _now() - self._renewed > DEADLINE_SECONDS:
+            raise LeaseLostError(f"Lease {self._namespace}/{self._name} could not be renewed for {DEADLINE_SECONDS} s")
 
     async def release(self) -> None:
         """Let a standby take over at once. Best effort."""
@@ -101,11 +111,20 @@ class Lease:
         except (ApiError, *_SILENCE) as error:
             log.info("Lease not released, it will run out: %s", error)
 
+    async def _renew(self) -> None:
+        try:
+            self._held = await self._write(self._held)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            await self._look_again()
+
     async def _look_again(self) -> None:
+        """Somebody wrote the Lease: if we are its holder still, this was no loss."""
         found = await self._read()
         if found is None or found["spec"].get("holderIdentity") != self._identity:
             raise LeaseLostError(f"Lease {self._namespace}/{self._name} was taken by another")
-        self._held = found
+        self._held = await self._write(found)
 
     @property
     def _path(self) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from perch.api import GROUP, Runtime, Version
+from perch.api import GROUP, Spec, Version
 
 FIELD_MANAGER = "perch"
 FINALIZER = f"{GROUP}/artifacts"
@@ -34,18 +34,28 @@ def artifact_revision(entry: Version) -> str:
     return _digest(entry.model_dump(mode="json", by_alias=True, exclude_defaults=True))[:8]
 
 
-def serving_hash(revision: str, artifact_digest: str, runtime: Runtime) -> str:
+def serving_hash(revision: str, artifact_digest: str, spec: Spec) -> str:
     """Twelve hex digits over all that a version's pods depend on: another hash rolls them, the same hash never does.
 
+    That is the artefact, `runtime`, and how the store is reached: a pod that names a former Secret cannot be started again.
     `replicas` only scales. The operator's own defaults (images, labels, sidecar) do not count: upgrading Perch restarts no model.
     """
-    wanted = runtime.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas"})
-    return _digest([revision, artifact_digest, wanted])[:12]
+    runtime = spec.runtime.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas"})
+    access = spec.repository.model_dump(
+        mode="json", by_alias=True, exclude_defaults=True, include={"credentials_secret_ref", "ca_bundle_config_map_ref"}
+    )
+    return _digest([revision, artifact_digest, runtime, access])[:12]
 
 
 def serving_name(name: str, version: int) -> str:
     """Name of a version's Deployment, Service and PodDisruptionBudget."""
     return f"{name}-v{version}"
+
+
+def version_of(name: str, child: str) -> int | None:
+    """The reverse of `serving_name`; None for a name that is not of its form."""
+    number = child.removeprefix(f"{name}-v")
+    return int(number) if number != child and number.isdigit() else None
 
 
 def export_job_name(name: str, version: int, revision: str) -> str:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from perch.builders.route import read_weights
 from perch.cache import Cache, Key
-from perch.kube import BUDGET, DEPLOYMENT, JOB, POD, ROUTE, SERVICE
+from perch.kube import BUDGET, DEPLOYMENT, JOB, POD, ROUTE, SERVICE, Kind
 from perch.names import ANNOTATION_REVISION, ANNOTATION_SERVING_HASH, LABEL_COMPONENT, LABEL_VERSION
 from perch.observed import JobFacts, JobState, Observed, RouteFacts, ServingFacts
 from perch_exporter.contract import Outcome, Summary
@@ -18,22 +18,30 @@ from perch_exporter.contract import Outcome, Summary
 Raw = Mapping[str, Any]
 
 
-def observe(cache: Cache, owner: Key) -> Observed:
-    """Everything the planner needs to know about one ModelDeployment's children."""
+def observe(cache: Cache, owner: Key, uid: str) -> Observed:
+    """Everything the planner needs to know about one ModelDeployment's children.
+
+    Children of a former ModelDeployment of the same name are not seen: they are about to be garbage-collected, or were orphaned
+    and are taken over when they are applied anew.
+    """
+
+    def own(kind: Kind) -> dict[str, Raw]:
+        return {name: obj for name, obj in cache.children(kind, owner).items() if _controller(obj) == uid}
+
     pods = list(cache.children(POD, owner).values())
-    jobs = list(cache.children(JOB, owner).values())
+    jobs = list(own(JOB).values())
     servings = {}
-    for deployment in cache.children(DEPLOYMENT, owner).values():
+    for deployment in own(DEPLOYMENT).values():
         facts = serving_facts(deployment, pods)
         servings[facts.version] = facts
-    route = cache.children(ROUTE, owner).get(owner[1])
+    route = own(ROUTE).get(owner[1])
     return Observed(
         exports=tuple(job_facts(j, pods) for j in jobs if _label(j, LABEL_COMPONENT) == "export"),
         cleanups=tuple(job_facts(j, pods) for j in jobs if _label(j, LABEL_COMPONENT) == "cleanup"),
         servings=servings,
         exporting=frozenset(_revision(p) for p in pods if _label(p, LABEL_COMPONENT) == "export" and _alive(p)),
-        services={name: s["spec"] for name, s in cache.children(SERVICE, owner).items()},
-        budgets={name: b["spec"] for name, b in cache.children(BUDGET, owner).items()},
+        services={name: s["spec"] for name, s in own(SERVICE).items()},
+        budgets={name: b["spec"] for name, b in own(BUDGET).items()},
         route=route_facts(route, owner[1]) if route else None,
         gateway_api=cache.gateway_api,
     )
@@ -95,7 +103,7 @@ def route_facts(route: Raw, name: str) -> RouteFacts:
     generation = route["metadata"]["generation"]
     parents = route.get("status", {}).get("parents", [])
     accepted, reason, message = False, "AwaitingGateway", "no Gateway implementation has looked at the HTTPRoute yet"
-    verdicts = [_parent_verdict(ref, parents, generation) for ref in spec.get("parentRefs", [])]
+    verdicts = [_parent_verdict(ref, parents, generation, route["metadata"]["namespace"]) for ref in spec.get("parentRefs", [])]
     if verdicts:
         accepted, reason, message = min(verdicts, key=lambda v: v[0])
     return RouteFacts(
@@ -108,22 +116,28 @@ def route_facts(route: Raw, name: str) -> RouteFacts:
     )
 
 
-def _parent_verdict(ref: Raw, parents: Iterable[Raw], generation: int) -> tuple[bool, str, str]:
-    wanted = {k: ref.get(k) for k in ("name", "namespace", "sectionName", "port")}
-    label = f"Gateway {ref.get('namespace', '')}/{ref['name']}".replace(" /", " ")
-    for parent in parents:
-        found = parent.get("parentRef", {})
-        if any(found.get(k) != v for k, v in wanted.items() if v is not None):
-            continue
-        conditions = {c["type"]: c for c in parent.get("conditions", [])}
-        for kind in ("Accepted", "ResolvedRefs"):
-            condition = conditions.get(kind)
-            if condition is None or condition.get("observedGeneration", 0) < generation:
-                return False, "AwaitingGateway", f"{label} has not taken in the newest weights yet"
-            if condition["status"] != "True":
-                return False, condition["reason"], f"{label}: {condition.get('message') or condition['reason']}"
-        return True, "Accepted", f"{label} has accepted the route"
-    return False, "AwaitingGateway", f"{label} has not answered: does it exist, and does its listener admit this namespace?"
+def _parent_verdict(ref: Raw, parents: Iterable[Raw], generation: int, namespace: str) -> tuple[bool, str, str]:
+    """What is said of one parentRef; of several voices (a former controller's entry may linger) the best one."""
+
+    def place(parent: Raw) -> tuple[Any, ...]:
+        return parent["name"], parent.get("namespace", namespace), parent.get("sectionName"), parent.get("port")
+
+    label = f"Gateway {ref.get('namespace', namespace)}/{ref['name']}"
+    verdicts = [_voice(parent, generation, label) for parent in parents if place(parent["parentRef"]) == place(ref)]
+    if not verdicts:
+        return False, "AwaitingGateway", f"{label} has not answered: does it exist, and does its listener admit this namespace?"
+    return max(verdicts, key=lambda verdict: (verdict[0], verdict[1] != "AwaitingGateway"))
+
+
+def _voice(parent: Raw, generation: int, label: str) -> tuple[bool, str, str]:
+    conditions = {c["type"]: c for c in parent.get("conditions", [])}
+    for kind in ("Accepted", "ResolvedRefs"):
+        condition = conditions.get(kind)
+        if condition is None or condition.get("observedGeneration", 0) < generation:
+            return False, "AwaitingGateway", f"{label} has not taken in the newest weights yet"
+        if condition["status"] != "True":
+            return False, condition["reason"], f"{label}: {condition.get('message') or condition['reason']}"
+    return True, "Accepted", f"{label} has accepted the route"
 
 
 # --- the pods' own words -------------------------------------------------------------------------------------------------

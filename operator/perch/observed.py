@@ -21,7 +21,7 @@ class Identity:
     generation: int
     resource_version: str
     finalizers: tuple[str, ...] = ()
-    deleting: bool = False
+    deleting_since: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,18 @@ class ServingFacts:
         return self.current and self.replicas > 0 and self.ready >= self.replicas
 
     @property
+    def most(self) -> bool:
+        """Three quarters of the pods are ready."""
+        return self.replicas > 0 and 4 * self.ready >= 3 * self.replicas
+
+    @property
     def able(self) -> bool:
         """At least one pod is ready: the traffic that it has is answered."""
         return self.ready > 0
 
     @property
     def rolled(self) -> bool:
-        """Every pod runs the present template and is ready. A pod that is updated but pending beside a ready former one is not."""
+        """Every pod runs the present template and is ready; a pending one beside a ready former one does not count."""
         return self.full and self.updated >= self.replicas and self.total == self.updated
 
 

@@ -1,9 +1,9 @@
 """The planner: one pure function from spec, status, observed children and the time to actions, status and the next wake-up.
 
 No client, clock, randomness, log or environment here. Any pass may be repeated, or die between two of its writes: each decision
-is taken anew from what is observed, and every name derives from identity and content. What a pass must remember (a published digest,
-when a retry is due, when a version was drained) stands in status, and where status is lost it is found again from the children or
-from the repository, which publishes a thing once.
+is taken anew from what is observed, and every name derives from identity and content. What a pass must remember (a published
+digest, when a retry is due, when a version was drained) stands in status; where status is lost it is found again from the
+children or from the repository, which publishes a thing once.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from perch.names import (
     artifact_uri,
     serving_hash,
     serving_name,
+    version_of,
 )
 from perch.observed import Identity, Installation, JobFacts, JobState, Observed, ServingFacts, matches
 from perch.status import Event, Facts, VersionFacts, build_conditions, format_time, parse_time
@@ -48,6 +49,8 @@ BACKOFF = (15, 30, 60, 120, 300)
 SETTLE = timedelta(seconds=10)
 """Proxies converge within this time after a route was accepted: no pod leaves a version before."""
 DEFAULT_SCALE_DOWN_DELAY: str = Rollout.model_fields["scale_down_delay"].default
+CLEANUP_PATIENCE = timedelta(minutes=10)
+"""How long a deletion waits for its artefacts to be erased, before it lets go and says what is left."""
 LAST_WORDS = timedelta(seconds=15)
 """How long a finished Job may go without its pod's termination message: the two are watched apart."""
 
@@ -107,8 +110,8 @@ class _Draft:
 
 def plan(identity: Identity, spec: Spec, status: Status, observed: Observed, installation: Installation, now: datetime) -> Plan:
     """Decide what to do now. `now` has a time zone and whole seconds."""
-    if identity.deleting:
-        return _plan_deletion(identity, spec, status, observed, installation)
+    if identity.deleting_since is not None:
+        return _plan_deletion(identity, spec, status, observed, installation, identity.deleting_since, now)
     draft = _Draft()
     wants_finalizer = spec.repository.deletion_policy is DeletionPolicy.DELETE
     if wants_finalizer != (FINALIZER in identity.finalizers):
@@ -131,6 +134,7 @@ def plan(identity: Identity, spec: Spec, status: Status, observed: Observed, ins
     retired = _plan_retirement(identity, spec, status, observed, versions, active, present, target, now, draft)
     weights = _plan_route(identity, spec, observed, present, target, retired, draft)
     gone = _plan_removed(identity, spec, status, observed, installation, versions, draft)
+    _sweep(identity, observed, active, present, draft)
 
     listed = [_with_weight(versions[e.version].status, present) for e in spec.versions]
     accepted = bool(observed.route and observed.route.accepted)
@@ -161,7 +165,13 @@ def plan(identity: Identity, spec: Spec, status: Status, observed: Observed, ins
         removable=tuple(sorted(set(versions) - active)),
     )
     new_status = new_status.model_copy(update={"conditions": build_conditions(facts, status.conditions, now)})
-    return Plan(tuple(draft.actions), new_status, tuple(draft.events), draft.wake_at)
+    # Traffic first: what keeps a Job from being made must not keep a rollback waiting.
+    actions = sorted(draft.actions, key=lambda action: not _sets_weights(action))
+    return Plan(tuple(actions), new_status, tuple(draft.events), draft.wake_at)
+
+
+def _sets_weights(action: Action) -> bool:
+    return isinstance(action, Apply) and action.body["kind"] == "HTTPRoute"
 
 
 def plan_invalid(identity: Identity, status: Status, message: str, now: datetime) -> Plan:
@@ -272,6 +282,10 @@ def _figure(value: float | None) -> str:
 
 def _failed_export(known: VersionStatus, job: JobFacts, now: datetime, draft: _Draft) -> VersionStatus:
     error = job.summary.error if job.summary else None
+    since = job.finished_at or now
+    if error is None and job.words is None and known.phase is not Phase.FAILED and now < since + LAST_WORDS:
+        draft.wakes.append(since + LAST_WORDS)
+        return known
     message = f"{error.step.value}: {error.message} ({error.reason.value})" if error else job.words or "the export Job failed"
     if error is not None and not error.retryable:
         return known.model_copy(update={"phase": Phase.FAILED, "message": message, "retry_at": None})
@@ -282,7 +296,7 @@ def _failed_export(known: VersionStatus, job: JobFacts, now: datetime, draft: _D
         else:
             # Its name is taken until it is gone; its end wakes us, and then the next one starts.
             draft.actions.append(Delete("Job", job.name))
-        return known
+        return known.model_copy(update={"message": message if error else known.message})
     due = now + timedelta(seconds=BACKOFF[min(known.attempts, len(BACKOFF) - 1)])
     draft.wakes.append(due)
     return known.model_copy(
@@ -314,10 +328,15 @@ def _plan_serving(
     if in_traffic and exported.artifact_digest is not None and not conflict:
         _apply_serving(identity, spec, entry, exported, serving, observed, installation, draft)
     if serving is None or conflict:
-        message = exported.message
-        if in_traffic and exported.phase is Phase.PUBLISHED and not conflict:
-            exported = exported.model_copy(update={"phase": Phase.STARTING, "replicas": spec.runtime.replicas})
-        return VersionFacts(exported.model_copy(update={"message": message}), conflict=conflict, in_traffic=in_traffic)
+        starting = in_traffic and exported.phase is Phase.PUBLISHED and not conflict
+        update = {
+            "phase": Phase.STARTING if starting else exported.phase,
+            "replicas": spec.runtime.replicas if starting else 0,
+            "ready_replicas": 0,
+            "serving_hash": None,
+            "drained_at": None,
+        }
+        return VersionFacts(exported.model_copy(update=update), conflict=conflict)
     phase = Phase.SERVING if serving.full else Phase.STARTING
     return VersionFacts(
         exported.model_copy(
@@ -333,12 +352,11 @@ def _plan_serving(
         readiness=_readiness(serving),
         rolled=serving.rolled and serving.serving_hash == _wanted_hash(spec, exported),
         deadline_exceeded=serving.deadline_exceeded,
-        in_traffic=in_traffic,
     )
 
 
 def _wanted_hash(spec: Spec, exported: VersionStatus) -> str:
-    return serving_hash(exported.artifact_revision, exported.artifact_digest or "", spec.runtime)
+    return serving_hash(exported.artifact_revision, exported.artifact_digest or "", spec)
 
 
 def _apply_serving(
@@ -369,7 +387,7 @@ def _apply_serving(
 
 
 def _readiness(serving: ServingFacts) -> Readiness:
-    return Readiness(full=serving.full, able=serving.able, settled=serving.deadline_exceeded)
+    return Readiness(full=serving.full, able=serving.able, most=serving.most, settled=serving.deadline_exceeded)
 
 
 def _readiness_of_others(observed: Observed, versions: Mapping[int, VersionFacts]) -> dict[int, Readiness]:
@@ -401,10 +419,8 @@ def _plan_retirement(
     Weight 0, accepted by the Gateway, then scaleDownDelay (never less than the proxies need), then out of the route, and only
     when the route without it was accepted, the pods go.
     """
-    delay = max(
-        _duration(spec.rollout.scale_down_delay if spec.rollout else Rollout.model_fields["scale_down_delay"].default),
-        SETTLE,
-    )
+    stay = spec.rollout.scale_down_delay if spec.rollout else DEFAULT_SCALE_DOWN_DELAY
+    delay = max(_duration(stay), SETTLE)
     leaving: set[int] = set()
     for version in sorted(set(observed.servings) - active):
         known = status.of(version)
@@ -460,6 +476,15 @@ def _remove_serving(identity: Identity, version: int, observed: Observed, draft:
     draft.actions += [Delete("Deployment", name), Delete("Service", name)]
 
 
+def _sweep(identity: Identity, observed: Observed, active: set[int], present: Mapping[int, int], draft: _Draft) -> None:
+    """Services and budgets whose pods are gone: left where the operator died between two deletes."""
+    for kind, names in (("Service", observed.services), ("PodDisruptionBudget", observed.budgets)):
+        for name in names:
+            version = version_of(identity.name, name)
+            if version is not None and version not in active | set(observed.servings) | set(present):
+                draft.actions.append(Delete(kind, name))
+
+
 def _plan_route(
     identity: Identity,
     spec: Spec,
@@ -503,15 +528,23 @@ def _plan_removed(
     for export in observed.exports:
         if export.version is not None and listed.get(export.version) != export.revision:
             draft.actions.append(Delete("Job", export.name))
+    erase = spec.repository.deletion_policy is DeletionPolicy.DELETE
+    if not erase:
+        draft.actions += [Delete("Job", job.name) for job in observed.cleanups if job.state is JobState.RUNNING]
     left: list[VersionStatus] = []
     for known in status.versions:
         facts = versions.get(known.version)
         if known.version in listed:
+            # The number stands for other content now: its former artefact goes, for nothing in the spec needs it.
+            if erase and known.artifact_digest and known.artifact_revision != listed[known.version]:
+                draft.actions.append(
+                    Apply(build_cleanup_job(identity, spec, known.version, known.artifact_revision, installation))
+                )
             continue
         if facts is not None:
             left.append(facts.status)
             continue
-        if spec.repository.deletion_policy is not DeletionPolicy.DELETE:
+        if not erase:
             continue
         job = observed.cleanup_of(known.artifact_revision)
         if job is not None and job.state is JobState.FAILED:
@@ -527,7 +560,15 @@ def _plan_removed(
     return left
 
 
-def _plan_deletion(identity: Identity, spec: Spec, status: Status, observed: Observed, installation: Installation) -> Plan:
+def _plan_deletion(
+    identity: Identity,
+    spec: Spec,
+    status: Status,
+    observed: Observed,
+    installation: Installation,
+    since: datetime,
+    now: datetime,
+) -> Plan:
     """The ModelDeployment goes. Children are garbage-collected; artefacts with policy Delete need us, and may not hang it."""
     if FINALIZER not in identity.finalizers:
         return Plan()
@@ -538,19 +579,33 @@ def _plan_deletion(identity: Identity, spec: Spec, status: Status, observed: Obs
     prefixes |= {v.artifact_revision: v.version for v in status.versions}
     if observed.namespace_terminating:
         uris = ", ".join(_prefix(identity, spec, v, r) for r, v in prefixes.items())
-        left = Event("Warning", "ArtifactsLeft", f"the namespace is going, no cleanup Job can run in it: erase {uris} by hand")
-        return Plan((*actions, SetFinalizer(False)), status, (left,))
+        gone = Event("Warning", "ArtifactsLeft", f"the namespace is going, no cleanup Job can run in it: erase {uris} by hand")
+        return Plan((*actions, SetFinalizer(False)), status, (gone,))
+    jobs = {revision: observed.cleanup_of(revision) for revision in prefixes}
+    due = since + CLEANUP_PATIENCE
+    if now >= due:
+        # A node that never came back, a quota, a policy: whatever it is, the deletion may not hang on it.
+        left = tuple(
+            Event(
+                "Warning",
+                "ArtifactsLeft",
+                f"{_prefix(identity, spec, prefixes[revision], revision)} was not erased within "
+                f"{CLEANUP_PATIENCE.seconds} s, do it by hand",
+            )
+            for revision, job in jobs.items()
+            if job is None or job.state is not JobState.SUCCEEDED
+        )
+        return Plan((*actions, SetFinalizer(False)), status, left)
     if observed.exports or observed.exporting:
         # An export that is still running could publish behind the cleanup's back.
-        return Plan(tuple(actions), status)
-    jobs = {revision: observed.cleanup_of(revision) for revision in prefixes}
+        return Plan(tuple(actions), status, wake_at=due)
     missing = [
         Apply(build_cleanup_job(identity, spec, prefixes[revision], revision, installation))
         for revision, job in jobs.items()
         if job is None
     ]
     if missing or any(job and job.state is JobState.RUNNING for job in jobs.values()):
-        return Plan((*actions, *missing), status)
+        return Plan((*actions, *missing), status, wake_at=due)
     events = tuple(
         _artifact_left(identity, spec, prefixes[revision], job)
         for revision, job in jobs.items()

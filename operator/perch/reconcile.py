@@ -12,6 +12,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,8 +22,9 @@ from pydantic import ValidationError
 from perch import metrics
 from perch.api import Phase, Spec, Status
 from perch.cache import Cache, Key, older
-from perch.execute import NamespaceTerminatingError, StaleError, execute, post_events, write_status
-from perch.kube import ApiError, Kube
+from perch.execute import NamespaceTerminatingError, Outcome, execute, post_events, write_status
+from perch.kube import MODEL_DEPLOYMENT, ApiError, Kube
+from perch.lease import LeaseLostError
 from perch.names import FINALIZER
 from perch.observe import observe
 from perch.observed import Identity, Installation
@@ -33,7 +35,8 @@ log = logging.getLogger(__name__)
 
 WORKERS = 8
 RETRY_SECONDS = (1, 2, 5, 10, 30)
-REFUSED_RETRY_SECONDS = 30
+REFUSED_RETRY_SECONDS = (2, 5, 15, 30)
+STALE_RETRY_SECONDS = (0.2, 0.5, 1, 2, 5)
 
 
 def utc_now() -> datetime:
@@ -75,6 +78,7 @@ class Queue:
     async def take(self) -> Key:
         key = await self._ready.get()
         self._waiting.discard(key)
+        metrics.QUEUE_DEPTH.set(len(self._waiting))
         self._busy.add(key)
         return key
 
@@ -112,6 +116,8 @@ class Reconciler:
         self._clock = clock
         self._objects: dict[Key, dict[str, Any]] = {}
         self._errors: Counter[Key] = Counter()
+        self.leading = False
+        """Set once the Lease is held."""
         self.queue = Queue()
         self.cache = Cache(kube, namespaces, self.queue.add)
 
@@ -119,16 +125,24 @@ class Reconciler:
         """Take in an event of the ModelDeployment watch."""
         key = (obj["metadata"]["namespace"], obj["metadata"]["name"])
         if deleted:
-            self._objects.pop(key, None)
-            self._errors.pop(key, None)
-            self.queue.no_deadline(key)
+            self._drop(key, obj["metadata"]["uid"])
             return
-        self._take_in(key, dict(obj))
-        self.queue.add(key)
-
-    def _take_in(self, key: Key, obj: dict[str, Any]) -> None:
         known = self._objects.get(key)
         if known is None or not older(obj, known):
+            self._objects[key] = dict(obj)
+        self.queue.add(key)
+
+    def _drop(self, key: Key, uid: str) -> None:
+        """Forget an object that is gone. A new one of the same name, whose event may come first, stays."""
+        if key in self._objects and self._objects[key]["metadata"]["uid"] == uid:
+            del self._objects[key]
+            self._errors.pop(key, None)
+            self.queue.no_deadline(key)
+
+    def _take_in(self, key: Key, obj: dict[str, Any]) -> None:
+        """Take in what a write returned, unless the object went or was replaced while the answer was on its way."""
+        known = self._objects.get(key)
+        if known is not None and known["metadata"]["uid"] == obj["metadata"]["uid"] and not older(obj, known):
             self._objects[key] = obj
 
     async def run(self) -> None:
@@ -153,19 +167,14 @@ class Reconciler:
         with metrics.RECONCILE_SECONDS.time():
             try:
                 await self._pass(key)
-            except StaleError as stale:
-                metrics.RECONCILES.labels("stale").inc()
-                log.info("%s/%s: %s", *key, stale)
-                self.queue.add_after(key, 0.2)
             except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
                 self._retry(key)
                 log.warning("%s/%s: the API server did not take it, trying again: %s", *key, error)
+            except LeaseLostError:
+                raise
             except Exception:
                 self._retry(key)
                 log.exception("%s/%s: this is a defect of Perch; what serves is untouched", *key)
-            else:
-                self._errors.pop(key, None)
-                metrics.RECONCILES.labels("done").inc()
         metrics.API_REQUESTS.set(self._kube.requests)
 
     def _retry(self, key: Key) -> None:
@@ -179,28 +188,60 @@ class Reconciler:
             return
         now = self._clock()
         identity = read_identity(obj)
-        before = Status.model_validate(obj.get("status") or {})
+        before = read_status(obj)
         decided = self._decide(obj, identity, before, now)
-        refused: list[str] = []
-        terminating = False
+        if decided.actions and not await self._is_current(key, obj):
+            return
+        if identity.deleting_since is not None:
+            # Before the finalizer goes: afterwards nobody would tell what was left.
+            await post_events(self._kube, identity, decided.events, now)
         try:
-            refused = await execute(self._kube, self.cache, identity, decided.actions)
+            outcome = await execute(self._kube, self.cache, identity, decided.actions)
         except NamespaceTerminatingError:
             # Without the namespace no cleanup can run: let go, so that nothing hangs. Without a finalizer there is nothing to do.
-            if not identity.deleting or FINALIZER not in identity.finalizers:
+            if identity.deleting_since is None or FINALIZER not in identity.finalizers:
                 return
-            terminating = True
             decided = self._decide(obj, identity, before, now, namespace_terminating=True)
-            refused = await execute(self._kube, self.cache, identity, [a for a in decided.actions if isinstance(a, SetFinalizer)])
-        after = decided.status
-        if after is not None and not identity.deleting:
-            if refused:
-                after = with_failures(after, refused, now)
-            if after != before:
+            await post_events(self._kube, identity, decided.events, now, namespace_terminating=True)
+            outcome = await execute(self._kube, self.cache, identity, [a for a in decided.actions if isinstance(a, SetFinalizer)])
+        if outcome.owner is not None:
+            self._take_in(key, outcome.owner)
+        if decided.status is not None and identity.deleting_since is None:
+            await self._tell(key, identity, before, decided, outcome, now)
+        self._schedule(key, decided, now, outcome)
+
+    async def _is_current(self, key: Key, obj: Mapping[str, Any]) -> bool:
+        """Look live before acting: after a watch that lost events the object may be gone, replaced, or of another mind."""
+        identity = read_identity(obj)
+        try:
+            live = await self._kube.get(MODEL_DEPLOYMENT, identity.namespace, identity.name)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            self._drop(key, identity.uid)
+            return False
+        same = live["metadata"]["uid"] == identity.uid and live["metadata"].get("generation", 0) == identity.generation
+        going = "deletionTimestamp" in live["metadata"] and identity.deleting_since is None
+        if same and not going:
+            return True
+        self._objects[key] = live
+        self.queue.add(key)
+        return False
+
+    async def _tell(self, key: Key, identity: Identity, before: Status, decided: Plan, outcome: Outcome, now: datetime) -> None:
+        """Write the status if it changed, and post an event for each transition."""
+        after = decided.status or before
+        if outcome.refused:
+            after = with_failures(after, outcome.refused, now)
+        if after != before:
+            try:
                 self._take_in(key, await write_status(self._kube, identity, after))
-        transitions = build_events(before, after) if after is not None and not identity.deleting else ()
-        await post_events(self._kube, identity, (*decided.events, *transitions), now, namespace_terminating=terminating)
-        self._schedule(key, decided, now, bool(refused))
+            except ApiError as error:
+                if error.status != 404:
+                    raise
+                self._drop(key, identity.uid)
+                return
+        await post_events(self._kube, identity, (*decided.events, *build_events(before, after)), now)
 
     def _decide(
         self, obj: Mapping[str, Any], identity: Identity, before: Status, now: datetime, *, namespace_terminating: bool = False
@@ -208,18 +249,23 @@ class Reconciler:
         try:
             spec = Spec.model_validate(obj["spec"])
         except ValidationError as error:
-            if identity.deleting and FINALIZER in identity.finalizers:
+            if identity.deleting_since is not None and FINALIZER in identity.finalizers:
                 return Plan((SetFinalizer(False),), before)
             return plan_invalid(identity, before, say_invalid(error, "spec"), now)
-        observed = observe(self.cache, (identity.namespace, identity.name))
+        observed = observe(self.cache, (identity.namespace, identity.name), identity.uid)
         if namespace_terminating:
-            observed = type(observed)(**{**vars(observed), "namespace_terminating": True})
+            observed = replace(observed, namespace_terminating=True)
         return plan(identity, spec, before, observed, self._installation, now)
 
-    def _schedule(self, key: Key, decided: Plan, now: datetime, refused: bool) -> None:
+    def _schedule(self, key: Key, decided: Plan, now: datetime, outcome: Outcome) -> None:
         waits = [(decided.wake_at - now).total_seconds()] if decided.wake_at else []
-        if refused:
-            waits.append(REFUSED_RETRY_SECONDS)
+        if outcome.refused or outcome.stale:
+            self._errors[key] += 1
+            delays = REFUSED_RETRY_SECONDS if outcome.refused else STALE_RETRY_SECONDS
+            waits.append(delays[min(self._errors[key], len(delays)) - 1])
+        else:
+            self._errors.pop(key, None)
+        metrics.RECONCILES.labels("refused" if outcome.refused else "stale" if outcome.stale else "done").inc()
         if waits:
             self.queue.add_after(key, min(waits))
         else:
@@ -230,7 +276,7 @@ class Reconciler:
         phases: Counter[str] = Counter()
         reasons: Counter[str] = Counter()
         for obj in self._objects.values():
-            status = Status.model_validate(obj.get("status") or {})
+            status = read_status(obj)
             phases.update(v.phase.value for v in status.versions)
             ready = status.condition("Ready")
             reasons[ready.reason if ready else "Unseen"] += 1
@@ -242,6 +288,15 @@ class Reconciler:
         metrics.API_REQUESTS.set(self._kube.requests)
 
 
+def read_status(obj: Mapping[str, Any]) -> Status:
+    """The status, or an empty one where another release wrote what this one cannot read: what it said is found again."""
+    try:
+        return Status.model_validate(obj.get("status") or {})
+    except ValidationError as error:
+        log.warning("%s/%s: status of another release: %s", obj["metadata"]["namespace"], obj["metadata"]["name"], error)
+        return Status()
+
+
 def read_identity(obj: Mapping[str, Any]) -> Identity:
     metadata = obj["metadata"]
     return Identity(
@@ -251,5 +306,5 @@ def read_identity(obj: Mapping[str, Any]) -> Identity:
         generation=metadata.get("generation", 0),
         resource_version=metadata["resourceVersion"],
         finalizers=tuple(metadata.get("finalizers", ())),
-        deleting="deletionTimestamp" in metadata,
+        deleting_since=datetime.fromisoformat(metadata["deletionTimestamp"]) if "deletionTimestamp" in metadata else None,
     )

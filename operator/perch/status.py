@@ -36,7 +36,6 @@ class VersionFacts:
     deadline_exceeded: bool = False
     conflict: bool = False
     """Pods of this number run another content: the entry was removed and put back changed."""
-    in_traffic: bool = False
     removed: bool = False
 
     def replace_status(self, status: VersionStatus) -> VersionFacts:
@@ -216,7 +215,7 @@ def with_failures(status: Status, failures: Sequence[str], now: datetime) -> Sta
     kept = [c for c in status.conditions if c.type not in ("Ready", "Reconciling")]
     wanted = [
         ("Ready", False, "ApplyFailed", message),
-        ("Reconciling", True, "ApplyFailed", message),
+        *([] if status.condition("Stalled") else [("Reconciling", True, "ApplyFailed", message)]),
         *((c.type, c.status == "True", c.reason, c.message) for c in kept),
     ]
     conditions = _stamp(wanted, status.conditions, now, status.observed_generation)
@@ -249,6 +248,8 @@ def build_events(before: Status, after: Status) -> tuple[Event, ...]:
     events: list[Event] = []
     for version in after.versions:
         old = before.of(version.version)
+        if version.artifact_digest and (old is None or old.artifact_digest != version.artifact_digest):
+            events.append(_published(version))
         if old is None or old.phase is not version.phase or old.artifact_revision != version.artifact_revision:
             if event := _phase_event(version, old):
                 events.append(event)
@@ -272,20 +273,26 @@ def _phase_event(version: VersionStatus, old: VersionStatus | None) -> Event | N
             return Event("Normal", "ExportStarted", f"version {number}: export {version.artifact_revision} started")
         case Phase.FAILED:
             return Event("Warning", "ExportFailed", f"version {number}: {version.message}")
-        case Phase.PUBLISHED if old is None or old.artifact_digest is None:
-            parity = version.parity
-            figures = f", parity {parity.verdict} at {parity.max_absolute_error}" if parity else ""
-            return Event("Normal", "VersionPublished", f"version {number}: {version.artifact_uri}{figures}")
         case Phase.PUBLISHED:
-            return Event("Normal", "VersionScaledAway", f"version {number} left the traffic, its pods are gone")
+            was = old.phase if old else None
+            away = was in (Phase.DRAINING, Phase.SERVING, Phase.STARTING)
+            return Event("Normal", "VersionScaledAway", f"version {number} left the traffic, its pods are gone") if away else None
         case Phase.STARTING:
             return Event("Normal", "VersionStarting", f"version {number}: {version.replicas} pods are starting")
+        case Phase.SERVING if old is not None and old.phase is Phase.DRAINING:
+            return Event("Normal", "VersionReady", f"version {number} is back in the traffic, its pods had not left")
         case Phase.SERVING:
             return Event("Normal", "VersionReady", f"version {number}: every pod has proven itself")
         case Phase.DRAINING:
             return Event("Normal", "VersionDraining", f"version {number} left the traffic")
         case Phase.DELETING:
             return Event("Normal", "ArtifactDeleting", f"version {number}: its artefact is being erased")
+
+
+def _published(version: VersionStatus) -> Event:
+    parity = version.parity
+    figures = f", parity {parity.verdict} at {parity.max_absolute_error}" if parity else ""
+    return Event("Normal", "VersionPublished", f"version {version.version}: {version.artifact_uri}{figures}")
 
 
 def format_time(moment: datetime) -> str:

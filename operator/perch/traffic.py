@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Readiness:
-    """`full`: all pods ready, more traffic is welcome. `able`: some are, the present traffic is answered.
-    `settled`: no more pods will come soon (the progress deadline has passed), so what is ready must do."""
+    """`full`: all pods ready, more traffic is welcome. `able`: some are, the present traffic is answered. `most`: three quarters
+    are. `settled`: no more pods will come soon (the progress deadline has passed), so what is ready must do."""
 
     full: bool = False
     able: bool = False
+    most: bool = False
     settled: bool = False
 
 
@@ -38,7 +39,8 @@ def decide_weights(
     - stable ready, canary ready: the split that was asked for;
     - stable ready, canary ready in part: the canary keeps the share it has and gains nothing;
     - stable ready, canary not: all to stable (a first canary waits, a broken one is taken out);
-    - stable ready in part only: it gains nothing while somebody else answers, unless no more of its pods will come;
+    - stable ready in part only: it gains what is missing when it has half of the traffic already, or most of its pods, or no more
+      of them will come, or nobody else answers: a rollback does not wait for the last pod. Else it gains nothing;
     - stable not ready: the present weights stay, whoever has them. A canary is never given more because stable broke: it was
       trusted with its share only. At weight 100 the canary does not need stable.
     """
@@ -56,7 +58,8 @@ def decide_weights(
     others_down = not any(
         weight > 0 and readiness.get(version, NOT_READY).able for version, weight in present.items() if version != stable
     )
-    few_must_do = present.get(stable, 0) >= 100 - share or base.settled or others_down
+    has = present.get(stable, 0)
+    few_must_do = has >= min(50, 100 - share) or base.most or base.settled or others_down
     if not (base.full or (base.able and few_must_do)):
         return _held(present)
     weights = {stable: 100 - share}

@@ -115,7 +115,7 @@ def test_an_operator_that_starts_before_its_crd_waits_says_so_and_then_works(bar
         # Gateway API is missing too, which is told and hurts nothing else.
         missing = eventually(lambda: condition(look(), "TrafficAccepted"), "traffic is judged")
         assert missing["reason"] == "GatewayAPIMissing"
-        assert 'perch_versions{phase="Exporting"} 1.0' in operator.metrics() or "perch_versions" in operator.metrics()
+        eventually(lambda: 'perch_versions{phase="Exporting"} 2.0' in operator.metrics(), "both versions are counted")
         jobs = json.loads(bare.kubectl("get", "jobs", "-o", "json").stdout)["items"]
         assert {j["metadata"]["ownerReferences"][0]["uid"] for j in jobs} == {look()["metadata"]["uid"]}
     assert operator.end() == 0
@@ -131,7 +131,7 @@ def test_the_lease_lets_one_act_a_goodbye_hands_over_at_once_and_a_kill_within_i
     eventually(lambda: two.says("standing by: one holds"), "the second stands by")
     began = time.monotonic()
     one.end()
-    eventually(lambda: holder(bare) == "two", "a released Lease is taken", 5)
+    eventually(lambda: holder(bare) == "two", "a released Lease is taken", 10)
     released = time.monotonic() - began
     three = start("three")
     eventually(lambda: three.says("standing by: two holds"), "the third stands by")

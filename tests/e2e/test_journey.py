@@ -8,10 +8,10 @@ from collections import Counter
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from demo.digits import held_out
 from demo.load import Load, grpc_client, infer
-from devcluster.release import NAMESPACE
 from devcluster.tenant import Tenant
 
 from .conftest import deployment, upload_digits
@@ -28,10 +28,21 @@ def pod_uids(tenant: Tenant) -> set[str]:
 
 
 def kill_operator(tenant: Tenant) -> None:
-    """SIGKILL, as a node's failure would: no grace, no goodbye."""
-    tenant.cluster.kubectl(
-        "-n", NAMESPACE, "delete", "pods", "-l", "app.kubernetes.io/name=perch", "--grace-period=0", "--force", "--wait=false"
-    )
+    """SIGKILL to the operator's process itself: no goodbye, no released Lease. (Deleting its pod by force begins with a SIGTERM.)"""
+    cluster_ip = tenant.cluster.kubectl("get", "service", "kubernetes", "-o", "jsonpath={.spec.clusterIP}").stdout
+    killed = [process for process in psutil.process_iter(["cmdline"]) if is_operator(process, cluster_ip)]
+    assert killed, "the operator was not found among the machine's processes"
+    for process in killed:
+        process.kill()
+
+
+def is_operator(process: psutil.Process, cluster_ip: str) -> bool:
+    """Whether it is this cluster's operator: others may stand beside it on the machine."""
+    try:
+        words = process.info["cmdline"] or []
+        return words[1:3] == ["-m", "perch"] and process.environ().get("KUBERNETES_SERVICE_HOST") == cluster_ip
+    except psutil.Error:
+        return False
 
 
 def answers(tenant: Tenant, count: int) -> Counter[str]:
@@ -44,6 +55,7 @@ def answers(tenant: Tenant, count: int) -> Counter[str]:
 def test_a_release_and_its_rollback_lose_no_request_even_when_the_operator_dies(tenant: Tenant) -> None:
     entries = upload_digits(tenant)
     tenant.apply(deployment(tenant, entries))
+    kill_operator(tenant)
     tenant.wait_ready("digits", "Serving")
     assert answers(tenant, 20) == {"1": 20}
     status = tenant.status("digits")
@@ -88,7 +100,7 @@ def test_a_release_and_its_rollback_lose_no_request_even_when_the_operator_dies(
     failed = [r for r in results if not r.ok]
     assert failed == []
     assert {r.protocol for r in results} == {"grpc", "rest"}
-    assert pod_uids(tenant) >= pods - {None}, "no pod was restarted by a promotion or a rollback"
+    assert pod_uids(tenant) >= pods, "no pod was restarted by a promotion or a rollback"
 
     # The version that left traffic is drained, then scaled away; the one that serves is untouched.
     tenant.wait(lambda: tenant.get("deployment", "digits-v2"), lambda found: found is None, 90)

@@ -11,7 +11,7 @@ from devcluster.release import NAMESPACE, install
 from devcluster.tenant import Tenant
 
 from .conftest import deployment, upload_digits
-from .test_journey import answers, pod_uids
+from .test_journey import answers, kill_operator, pod_uids
 
 
 def scale_operator(cluster: Cluster, replicas: int) -> None:
@@ -89,8 +89,9 @@ def test_of_two_operators_one_acts_and_the_other_takes_over(tenant: Tenant) -> N
     try:
         lease = ("-n", NAMESPACE, "get", "lease", "perch", "-o", "jsonpath={.spec.holderIdentity}")
         holder = tenant.wait(lambda: cluster.kubectl(*lease).stdout, bool, 60)
-        cluster.kubectl("-n", NAMESPACE, "delete", "pod", holder, "--grace-period=0", "--force")
+        kill_operator(tenant)
         began = time.monotonic()
+        cluster.kubectl("-n", NAMESPACE, "delete", "pod", holder, "--grace-period=0", "--force", "--wait=false")
         taker = tenant.wait(lambda: cluster.kubectl(*lease).stdout, lambda now: now not in ("", holder), 60)
         took = time.monotonic() - began
         assert taker != holder

@@ -12,7 +12,7 @@ from typing import Any
 from perch.api import Routing
 from perch.builders import build_metadata
 from perch.builders.serving import GRPC, HTTP
-from perch.names import child_labels, serving_name
+from perch.names import child_labels, serving_name, version_of
 from perch.observed import Identity
 
 GRPC_SERVICE = "/inference.GRPCInferenceService"
@@ -85,10 +85,9 @@ def build_route(identity: Identity, routing: Routing, model: str, weights: Mappi
 def read_weights(spec: Mapping[str, Any], name: str) -> dict[int, int]:
     """Percent by version from a route's spec, the reverse of `build_route`. Backends that are not ours are left out."""
     weights: dict[int, int] = {}
-    prefix = serving_name(name, 0)[:-1]
     for rule in spec.get("rules", [])[:1]:
         for backend in rule.get("backendRefs", []):
-            version = str(backend.get("name", "")).removeprefix(prefix)
-            if backend.get("name", "").startswith(prefix) and version.isdigit():
-                weights[int(version)] = int(backend.get("weight", 1))
+            version = version_of(name, backend.get("name", ""))
+            if version is not None:
+                weights[version] = int(backend.get("weight", 1))
     return weights

@@ -190,7 +190,7 @@ def build_deployment(
             labels,
             {
                 ANNOTATION_REVISION: revision,
-                ANNOTATION_SERVING_HASH: serving_hash(revision, artifact_digest, runtime),
+                ANNOTATION_SERVING_HASH: serving_hash(revision, artifact_digest, spec),
             },
         ),
         "spec": {

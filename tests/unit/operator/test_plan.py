@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+
 from perch.api import Phase
 from perch.names import FINALIZER, artifact_revision, cleanup_job_name, export_job_name
 from perch.plan import BACKOFF, Apply, SetFinalizer
@@ -219,7 +220,9 @@ def test_a_full_canary_awaits_its_promotion() -> None:
     assert 1 in world.servings
 
 
-@pytest.mark.parametrize("reason", [Reason.ACCESS_DENIED, Reason.BUCKET_NOT_FOUND, Reason.STORE_UNREACHABLE, Reason.OBJECT_NOT_FOUND])
+@pytest.mark.parametrize(
+    "reason", [Reason.ACCESS_DENIED, Reason.BUCKET_NOT_FOUND, Reason.STORE_UNREACHABLE, Reason.OBJECT_NOT_FOUND]
+)
 def test_passing_trouble_is_retried_with_growing_delays_and_says_when(reason: Reason) -> None:
     world = World(spec(1))
     world.step()
@@ -435,7 +438,9 @@ def test_an_operator_upgrade_with_other_defaults_renders_no_pod(monkeypatch: pyt
     rendered = list(world.rendered)
     from perch.observed import Installation
 
-    monkeypatch.setattr("tests.unit.operator.world.INSTALLATION", Installation("test-cluster", "exporter:9", "artifacts:9", "triton:9"))
+    monkeypatch.setattr(
+        "tests.unit.operator.world.INSTALLATION", Installation("test-cluster", "exporter:9", "artifacts:9", "triton:9")
+    )
     decided = world.step()
     assert decided.actions == ()
     assert world.rendered == rendered
@@ -518,3 +523,92 @@ def test_a_refused_write_is_what_the_conditions_and_events_speak_of() -> None:
     assert after.condition("Available") == before.condition("Available")
     assert [e.reason for e in build_events(before, after)] == ["ApplyFailed"]
     assert build_events(after, with_failures(before, ["apply Deployment digits-v1: exceeded quota: gpus"], world.now)) == ()
+
+
+def test_a_rollback_does_not_wait_for_the_last_pod_of_stable() -> None:
+    """A missing GPU must not keep a bad canary in the traffic."""
+    world = running(1, 2, canary=2, weight=50, runtime={"replicas": 10})
+    world.ready(1, 9)
+    change(world, 1, 2, runtime={"replicas": 10})
+    world.step()
+    assert world.weights == {1: 100}
+
+
+def test_a_promotion_to_a_version_that_is_half_there_waits() -> None:
+    world = running(1, 2, canary=2, weight=10, runtime={"replicas": 2})
+    world.ready(2, 1)
+    change(world, 1, 2, stable=2, runtime={"replicas": 2})
+    world.step()
+    assert world.weights == {1: 90, 2: 10}
+
+
+def test_traffic_is_written_before_anything_else() -> None:
+    world = running(1, 2, canary=2)
+    change(world, 1, 2, 3)
+    kinds = [a.body["kind"] for a in world.think().actions if isinstance(a, Apply)]
+    assert kinds[0] == "HTTPRoute"
+    assert "Job" in kinds
+
+
+def test_another_secret_rolls_the_pods_which_could_not_be_started_again_with_the_former() -> None:
+    world = running(1)
+    rendered = len(world.rendered)
+    change(world, 1, repository={"uri": "s3://models/prod", "credentialsSecretRef": {"name": "rotated"}})
+    world.step()
+    assert len(world.rendered) == rendered + 1
+
+
+def test_a_service_whose_deployment_is_gone_is_swept() -> None:
+    world = running(1, 2, canary=2)
+    change(world, 1, 2)
+    world.settle()
+    world.services["digits-v2"] = {}
+    world.budgets["digits-v2"] = {}
+    world.step()
+    assert set(world.services) == {"digits-v1"}
+    assert world.budgets == {}
+
+
+def test_a_deletion_that_cannot_be_cleaned_up_lets_go_after_a_while() -> None:
+    world = running(1, repository=DELETE)
+    world.deleting, world.deleting_since = True, world.now
+    world.lingering = {artifact_revision(world.spec.versions[0])}
+    decided = world.step()
+    assert SetFinalizer(False) not in decided.actions
+    assert decided.wake_at is not None
+    world.now = decided.wake_at
+    decided = world.step()
+    assert decided.actions[-1] == SetFinalizer(False)
+    assert [e.reason for e in decided.events] == ["ArtifactsLeft"]
+
+
+def test_a_failed_job_whose_words_are_still_on_their_way_is_waited_for() -> None:
+    world = World(spec(1))
+    world.step()
+    world.fail(job_of(world, 1), Reason.ACCESS_DENIED, "bucket models: denied")
+    told = world.jobs[job_of(world, 1)]
+    world.jobs[job_of(world, 1)] = type(told)(**{**vars(told), "summary": None})
+    world.step()
+    assert world.phase(1) is Phase.EXPORTING
+    world.jobs[job_of(world, 1)] = told
+    world.step()
+    assert "bucket models: denied" in world.status.condition("Ready").message  # type: ignore[union-attr]
+
+
+def test_retain_stops_an_erasure_that_is_under_way() -> None:
+    world = running(1, 2, repository=DELETE)
+    change(world, 1, repository=DELETE)
+    world.step()
+    assert any(name.endswith("-delete") for name in world.jobs)
+    change(world, 1)
+    world.step()
+    assert not any(name.endswith("-delete") for name in world.jobs)
+
+
+def test_a_number_used_again_has_its_former_artefact_erased_with_delete() -> None:
+    world = running(1, 2, repository=DELETE)
+    former = artifact_revision(world.spec.versions[1])
+    world.spec = spec(1, 2, repository=DELETE, versions=[entry(1), entry(2, triton={"maxBatchSize": 4})])
+    world.generation += 1
+    world.step()
+    assert cleanup_job_name("digits", former) in world.jobs

@@ -7,6 +7,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from perch.observed import JobState
 from perch.status import build_events
 from perch.traffic import Readiness, decide_weights
@@ -92,6 +93,8 @@ def test_any_story_keeps_the_invariants_and_ends_where_the_spec_says(steps: list
     assert story.world.weights == {v: w for v, w in wanted.items() if w}
     assert story.world.ready_condition()[0] == "True"
     assert set(story.world.servings) == {stable} | ({canary} if canary else set())
+    assert set(story.world.services) == {f"digits-v{v}" for v in story.world.servings}
+    assert set(story.world.budgets) <= set(story.world.services)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -109,7 +112,9 @@ def test_a_plan_is_idempotent_a_second_pass_over_the_same_world_says_nothing_new
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(step, max_size=20), st.sampled_from(VERSIONS))
-def test_a_revert_from_any_state_reaches_stable_without_a_moment_of_no_capacity(steps: list[tuple[str, Any]], target: int) -> None:
+def test_a_revert_from_any_state_reaches_stable_without_a_moment_of_no_capacity(
+    steps: list[tuple[str, Any]], target: int
+) -> None:
     story = Story()
     for what, detail in steps:
         story.happen(what, detail)

@@ -1,6 +1,6 @@
 """A small stand-in for a cluster, for the planner's tests: it holds what plans write and lets tests say what happens next.
 
-It leaves out: scheduling, rolling updates pod by pod, watches and their delays, API validation, garbage collection, the data plane.
+It leaves out: scheduling, rolling updates pod by pod, watches and their delays, API validation, collection, the data plane.
 Those are tested on the real cluster in tests/e2e.
 """
 
@@ -55,6 +55,7 @@ class World:
     generation: int = 1
     finalizers: tuple[str, ...] = ()
     deleting: bool = False
+    deleting_since: datetime = START
     jobs: dict[str, JobFacts] = field(default_factory=dict)
     servings: dict[int, ServingFacts] = field(default_factory=dict)
     services: dict[str, Any] = field(default_factory=dict)
@@ -72,7 +73,9 @@ class World:
 
     @property
     def identity(self) -> Identity:
-        return Identity("vision", "digits", "uid-1", self.generation, "1", self.finalizers, self.deleting)
+        return Identity(
+            "vision", "digits", "uid-1", self.generation, "1", self.finalizers, self.deleting_since if self.deleting else None
+        )
 
     def observe(self) -> Observed:
         jobs = self.jobs.values()
@@ -143,7 +146,9 @@ class World:
     def ready(self, version: int, pods: int | None = None, **more: Any) -> None:
         serving = self.servings[version]
         pods = serving.replicas if pods is None else pods
-        self.servings[version] = replace(serving, **{"ready": pods, "updated": serving.replicas, "total": serving.replicas, **more})
+        self.servings[version] = replace(
+            serving, **{"ready": pods, "updated": serving.replicas, "total": serving.replicas, **more}
+        )
 
     def accept(self) -> None:
         if self.route is not None and self.gateway_accepts:
