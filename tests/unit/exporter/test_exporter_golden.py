@@ -24,9 +24,8 @@ from exporter_builders import file_request, golden, hand_over
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from perch_exporter.contract import Location
+from perch_exporter.contract import Location, Reason
 from perch_exporter.download import download
-from perch_exporter.contract import Reason
 from perch_exporter.failure import StepFailed
 from perch_exporter.golden import Artifact, Gate, Readiness, TritonServer, run, serve
 from perch_exporter.publish import publish
