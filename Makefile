@@ -5,6 +5,8 @@ NAME ?= demo
 GPUS ?= 1
 export PYTHONPATH := operator:exporters:hack
 export PYTHONDONTWRITEBYTECODE := 1
+# Targets share a machine, a cache and a cluster's name; make -j would only mix their words.
+.NOTPARALLEL:
 # Evaluated once, when first needed: make help needs no tools.
 PY = $(eval PY := $$(shell hack/bootstrap))$(if $(PY),$(PY),$(error the tool environment could not be made))
 
@@ -39,11 +41,12 @@ shell: ## a shell with KUBECONFIG, kubectl and helm for the cluster NAME
 lint: ## ruff, mypy, import contracts
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PY) -m mypy -p perch -p perch_exporter -p devcluster
+	@$(PY) -m mypy -p perch -p perch_exporter -p devcluster -p demo -p bench
 	@$(dir $(PY))lint-imports
 
 .PHONY: test-unit
 test-unit: ## unit tests, and API tests against a real API server
+	@$(PY) -m devcluster build etcd kubernetes helm
 	@$(PY) -m pytest tests/unit tests/api tests/chart
 
 .PHONY: test-torch
@@ -52,7 +55,8 @@ test-torch: ## the exporter's tests that need torch, in its image's environment
 
 .PHONY: e2e
 e2e: ## end-to-end tests on a cluster of their own (NAME=test)
-	@$(PY) -m pytest tests/e2e
+	@$(PY) -m devcluster up --name $${PERCH_TEST_CLUSTER:-test} --gpus 1
+	@$(PY) -m pytest tests/e2e -o timeout=1200
 
 .PHONY: bench
 bench: ## measure; the figures go to docs/benchmarks.md by hand

@@ -9,8 +9,10 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from devcluster import images
+from devcluster import debian, images
+from devcluster.commands import StepError
 from devcluster.paths import cache_dir
+from devcluster.progress import Progress
 
 MARK = "torch"
 MAIN = """
@@ -22,13 +24,29 @@ sys.exit(pytest.main(sys.argv[1:]))
 """
 
 
+def marked_files() -> list[Path]:
+    """The files that hold such tests. Others are not even imported: what they need may be missing in the image."""
+    tests = images.ROOT / "tests"
+    found = [file for file in tests.rglob("test_*.py") if f"mark.{MARK}" in file.read_text()]
+    if not found:
+        raise StepError(f"no file below {tests} has a test marked {MARK}")
+    return [file.relative_to(images.ROOT) for file in sorted(found)]
+
+
 def main() -> int:
     tools = Path(sysconfig.get_paths()["purelib"])
-    python = images.exporter_python(tools, log=cache_dir() / "exporter-python.log")
+    files = marked_files()
+    with Progress(cache_dir() / "logs") as progress:
+        debian.install_missing(progress)
+        with progress.step("the exporter image's environment (minutes, once)") as log:
+            python = images.exporter_python(tools, log=log)
     options = ["-m", MARK, "-q", "-W", "ignore::pytest.PytestConfigWarning", *sys.argv[1:]]
-    command = [*python, "-c", MAIN, str(tools), "tests/unit/exporter/test_exporter_convert.py", *options]
+    command = [*python, "-c", MAIN, tools, *files, *options]
     return subprocess.run(list(map(str, command)), check=False, env={**os.environ, "HOME": "/tmp"}).returncode
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except StepError as error:
+        sys.exit(f"torch tests: {error}")

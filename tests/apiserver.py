@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 
+from devcluster.certificates import Authority
 from devcluster.gobuild import ETCD, HELM, KUBERNETES, build
 
 START_SECONDS = 60
@@ -74,8 +75,7 @@ def running(folder: Path) -> Iterator[ApiServer]:
     tokens = folder / "tokens.csv"
     tokens.touch(mode=0o600)
     tokens.write_text(f"{token},tester,tester,system:masters\n")
-    key = folder / "service-account.key"
-    subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
+    key = Authority(folder / "pki").signing_key("service-accounts")
     with ExitStack() as stack:
         client_url = f"http://127.0.0.1:{etcd_port}"
         peer_url = f"http://127.0.0.1:{peer_port}"

@@ -35,7 +35,8 @@ def build_config(request: ExportRequest) -> str:
         config.dynamic_batching.SetInParent()
         config.dynamic_batching.max_queue_delay_microseconds = batching.max_queue_delay_microseconds
         config.dynamic_batching.preferred_batch_size.extend(batching.preferred_batch_sizes or ())
-    return text_format.MessageToString(config)
+    text: str = text_format.MessageToString(config)
+    return text
 
 
 def parse_config(text: str) -> pb.ModelConfig:

@@ -6,10 +6,10 @@ import json
 from typing import Annotated
 
 import typer
-from devcluster import Cluster
-from devcluster.release import install
 
 from bench import journey, settled
+from devcluster import Cluster
+from devcluster.release import install
 
 
 def main(name: Annotated[str, typer.Option(help="the cluster's name")] = "bench", keep: bool = False) -> None:

@@ -1,6 +1,7 @@
 """How long a release takes on a whole cluster, what of it is Perch's own, and what the gateway costs.
 
-Perch's own share of apply-to-answer is the time in which nobody else works: apply to Job, Job's end to Deployment, pods ready to route.
+Perch's own share of apply-to-answer is the time in which nobody else works: from apply to Job, from the Job's end to the
+Deployment, from ready pods to the route.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import tritonclient.grpc
+from tests.e2e.conftest import CHECKPOINTS, deployment, lenet
+
 from demo import digits
 from demo.load import Load, grpc_client
 from devcluster import Cluster, images
 from devcluster.tenant import Tenant
-from perch.kube import DEPLOYMENT, JOB, ROUTE, Kube, Kind
-
-from tests.e2e.conftest import CHECKPOINTS, deployment, lenet
+from perch.kube import DEPLOYMENT, JOB, ROUTE, Kind, Kube
 
 IN_FLIGHT = 8
 SECONDS = 10
@@ -107,7 +108,11 @@ def first_answer(cluster: Cluster, name: str, entry: Callable[[Tenant], dict[str
         "export Job": t["Job done"] - t["Job made"],
         "Deployment to ready": t["pods ready"] - t["Deployment made"],
         "route to answer": t["answer"] - t["route written"],
-        "Perch's own share": max(t["Job made"] - applied, 0) + t["Deployment made"] - t["Job done"] + t["route written"] - t["pods ready"],
+        "Perch's own share": max(t["Job made"] - applied, 0)
+        + t["Deployment made"]
+        - t["Job done"]
+        + t["route written"]
+        - t["pods ready"],
     }
 
 
@@ -131,7 +136,10 @@ def lenet_entry(tenant: Tenant, version: int = 1) -> dict[str, Any]:
 
 
 def resnet_entry(tenant: Tenant) -> dict[str, Any]:
-    code = "import sys, torch, torchvision; torch.manual_seed(0); torch.save(torchvision.models.resnet18().state_dict(), sys.stdout.buffer)"
+    code = (
+        "import sys, torch, torchvision; torch.manual_seed(0); "
+        "torch.save(torchvision.models.resnet18().state_dict(), sys.stdout.buffer)"
+    )
     weights = subprocess.run([*images.exporter_python(), "-c", code], check=True, stdout=subprocess.PIPE).stdout
     key = f"{tenant.namespace}/resnet18.pt"
     return lenet(

@@ -19,12 +19,12 @@ from typing import Any
 import httpx
 import psutil
 import yaml
+from tests.apiserver import running
+
 from devcluster import gobuild
 from perch.kube import DEPLOYMENT, JOB, MODEL_DEPLOYMENT, POD, ROUTE, Kube
 from perch.names import SELECTOR
 from perch_exporter.contract import Outcome, Summary
-
-from tests.apiserver import running
 
 ROOT = Path(__file__).resolve().parents[2]
 PORT = 18099
@@ -105,10 +105,15 @@ def ready(model: dict[str, Any]) -> bool:
 async def finish(kube: Kube, job: dict[str, Any]) -> None:
     meta, template = job["metadata"], job["spec"]["template"]
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": meta["name"], "uid": meta["uid"], "controller": True}
-    pod = {"metadata": {"name": meta["name"], "labels": template["metadata"]["labels"], "ownerReferences": [owner]}, "spec": template["spec"]}
+    pod = {
+        "metadata": {"name": meta["name"], "labels": template["metadata"]["labels"], "ownerReferences": [owner]},
+        "spec": template["spec"],
+    }
     await kube.create(POD, "default", {"apiVersion": "v1", "kind": "Pod", **pod})
     revision = meta["annotations"]["serving.perch.dev/artifact-revision"]
-    summary = Summary(outcome=Outcome.PUBLISHED, artifact_uri=f"s3://models/{meta['name']}", artifact_digest=f"sha256:{revision * 8}")
+    summary = Summary(
+        outcome=Outcome.PUBLISHED, artifact_uri=f"s3://models/{meta['name']}", artifact_digest=f"sha256:{revision * 8}"
+    )
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     ended = {"exitCode": 0, "reason": "Completed", "message": summary.to_json(), "startedAt": now, "finishedAt": now}
     status = {"phase": "Succeeded", "containerStatuses": [container("publish", {"terminated": ended})]}
@@ -125,7 +130,9 @@ def container(name: str, state: dict[str, Any]) -> dict[str, Any]:
 async def start(kube: Kube, deployment: dict[str, Any]) -> None:
     meta, wanted = deployment["metadata"], deployment["spec"]["replicas"]
     counts = dict.fromkeys(("replicas", "readyReplicas", "updatedReplicas", "availableReplicas"), wanted)
-    await kube.patch(DEPLOYMENT, "default", meta["name"], {"status": {"observedGeneration": meta["generation"], **counts}}, "status")
+    await kube.patch(
+        DEPLOYMENT, "default", meta["name"], {"status": {"observedGeneration": meta["generation"], **counts}}, "status"
+    )
 
 
 def accepted(route: dict[str, Any]) -> bool:
@@ -137,10 +144,20 @@ async def accept(kube: Kube, route: dict[str, Any]) -> None:
     meta = route["metadata"]
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     conditions = [
-        {"type": t, "status": "True", "reason": t, "message": "", "lastTransitionTime": now, "observedGeneration": meta["generation"]}
+        {
+            "type": t,
+            "status": "True",
+            "reason": t,
+            "message": "",
+            "lastTransitionTime": now,
+            "observedGeneration": meta["generation"],
+        }
         for t in ("Accepted", "ResolvedRefs")
     ]
-    parents = [{"parentRef": ref, "controllerName": "bench.perch.dev/gateway", "conditions": conditions} for ref in route["spec"]["parentRefs"]]
+    parents = [
+        {"parentRef": ref, "controllerName": "bench.perch.dev/gateway", "conditions": conditions}
+        for ref in route["spec"]["parentRefs"]
+    ]
     await kube.patch(ROUTE, "default", meta["name"], {"status": {"parents": parents}}, "status")
 
 

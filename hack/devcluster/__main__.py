@@ -1,4 +1,4 @@
-"""Command line: python -m devcluster up|down|status|env|shell --name NAME."""
+"""Command line: python -m devcluster up|down|status|env|shell --name NAME, or build GROUP."""
 
 import os
 import shlex
@@ -8,8 +8,11 @@ from typing import Annotated
 
 import typer
 
+from devcluster import debian, gobuild
 from devcluster.cluster import Cluster, names
 from devcluster.commands import StepError
+from devcluster.paths import cache_dir
+from devcluster.progress import Progress
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -17,9 +20,7 @@ Name = Annotated[str, typer.Option(help="Which cluster; several can stand beside
 
 
 @app.command()
-def up(
-    name: Name = "perch", gpus: Annotated[int | None, typer.Option(help="nvidia.com/gpu of the node")] = None
-) -> None:
+def up(name: Name = "perch", gpus: Annotated[int | None, typer.Option(help="nvidia.com/gpu of the node")] = None) -> None:
     """Make a cluster, or finish or repair it."""
     cluster = Cluster(name, gpus)
     cluster.up()
@@ -68,6 +69,17 @@ def stop(component: str, name: Name = "perch", kill: bool = False) -> None:
 def start(component: str, name: Name = "perch") -> None:
     """Start a stopped component again."""
     Cluster(name).start_component(component)
+
+
+@app.command()
+def build(groups: Annotated[list[str], typer.Argument(help="Folders of hack/go.")]) -> None:
+    """Build some of the programs into the cache, so that what uses them need not wait."""
+    known = {group.name: group for group in (*gobuild.GROUPS, gobuild.KIND)}
+    if unknown := set(groups) - set(known):
+        raise StepError(f"there is no {', '.join(sorted(unknown))} in hack/go; there are {', '.join(known)}")
+    with Progress(cache_dir() / "logs") as progress:
+        debian.install_missing(progress)
+        gobuild.build_missing([known[name] for name in groups], progress)
 
 
 def main() -> None:

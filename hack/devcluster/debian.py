@@ -12,6 +12,7 @@ from devcluster.paths import cache_dir
 from devcluster.progress import Progress
 
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+_WAIT_FOR_LOCK = "--option=DPkg::Lock::Timeout=600"  # another apt may be at work, such as the nightly upgrade
 
 # What is looked for: the package that has it.
 _TOOLS = {
@@ -22,13 +23,13 @@ _TOOLS = {
     "buildah": "buildah",
     "mmdebstrap": "mmdebstrap",
     "/usr/lib/cni/ptp": "containernetworking-plugins",
+    "/etc/ssl/certs/ca-certificates.crt": "ca-certificates",
 }
 
 
 def install_missing(progress: Progress) -> None:
     """Installs the packages whose programs are missing, as root or through sudo; does nothing else."""
-    path = f"{os.environ['PATH']}:{_SBIN}"
-    missing = [package for program, package in _TOOLS.items() if not shutil.which(program, path=path)]
+    missing = [package for wanted, package in _TOOLS.items() if not _is_there(wanted)]
     if not missing:
         return
     apt = shutil.which("apt-get")
@@ -37,9 +38,15 @@ def install_missing(progress: Progress) -> None:
     prefix = [] if os.geteuid() == 0 else ["sudo"]
     progress.note(f"installing Debian packages{' with sudo' if prefix else ''}: {' '.join(missing)}")
     with progress.step("Debian packages") as log:
-        run([*prefix, apt, "update", "-qq"], log=log)
+        run([*prefix, apt, _WAIT_FOR_LOCK, "update", "-qq"], log=log, timeout=900)
         environment = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive"]
-        run([*environment, apt, "install", "-y", "-qq", "--no-install-recommends", *missing], log=log, timeout=900)
+        install = [apt, _WAIT_FOR_LOCK, "install", "-y", "-qq", "--no-install-recommends", *missing]
+        run([*environment, *install], log=log, timeout=1500)
+
+
+def _is_there(wanted: str) -> bool:
+    """A file by its path, a program by its name."""
+    return Path(wanted).exists() if wanted.startswith("/") else shutil.which(wanted, path=path_with_sbin()) is not None
 
 
 def unpacked(package: str, log: Path) -> Path:
@@ -59,7 +66,7 @@ def unpacked(package: str, log: Path) -> Path:
             try:
                 run(["apt-get", "download", "-q", package], log=log, cwd=draft)
             except StepError:  # a machine where `apt-get update` never ran
-                run([*([] if os.geteuid() == 0 else ["sudo"]), "apt-get", "update", "-qq"], log=log)
+                run([*([] if os.geteuid() == 0 else ["sudo"]), "apt-get", _WAIT_FOR_LOCK, "update", "-qq"], log=log, timeout=900)
                 run(["apt-get", "download", "-q", package], log=log, cwd=draft)
             archive = next(draft.glob("*.deb"))
             run(["dpkg-deb", "-x", archive, draft / "files"], log=log)

@@ -9,14 +9,17 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from devcluster.commands import StepError, capture, run
 from devcluster.paths import GO_MODULES, cache_dir
+from devcluster.progress import Progress
 from devcluster.toolchain import go_command
 
 
@@ -60,13 +63,20 @@ def is_built(group: Group) -> bool:
     return target(group).is_dir()
 
 
+def build_missing(groups: Sequence[Group], progress: Progress) -> None:
+    """Builds those of the groups that are not in the cache, each as a step that says how long it takes."""
+    for group in groups:
+        if not is_built(group):
+            with progress.step(f"build {group.name} {group.version} (about {group.seconds} s on two cores)") as log:
+                build(group, log)
+
+
 def build(group: Group, log: Path) -> Path:
     """Builds what the group's go.mod names as tools, unless that is done, and returns the folder of its programs."""
     result = target(group)
     if result.is_dir():
         return result
-    result.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(result.parent / ".lock"):
+    with _lock(group):
         if result.is_dir():
             return result
         for leftover in result.parent.glob(".building-*"):
@@ -90,13 +100,28 @@ def build(group: Group, log: Path) -> Path:
 
 
 def discard_build_cache() -> None:
-    """Removes Go's own caches, 11 GB, when all is built: a changed pin builds its group again from nothing."""
+    """Removes Go's own caches, 11 GB, when all is built: a changed pin builds its group again from nothing.
+
+    Leaves them while another run builds out of them; that one will discard them.
+    """
     caches = cache_dir() / "go-build"
     if caches.exists():
-        with FileLock(cache_dir() / "bin" / ".discard.lock"):
+        with ExitStack() as stack:
+            try:
+                for group in (*GROUPS, KIND):
+                    stack.enter_context(_lock(group).acquire(timeout=0))
+            except Timeout:
+                return
             # Go keeps modules read-only.
             run([str(go_command()), "clean", "-modcache"], env=_environment())
             shutil.rmtree(caches, ignore_errors=True)
+
+
+def _lock(group: Group) -> FileLock:
+    """Held by who reads or writes Go's caches for this group."""
+    folder = cache_dir() / "bin" / group.name
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / ".lock")
 
 
 def module_files(group: Group, part: str) -> Path:
@@ -105,15 +130,18 @@ def module_files(group: Group, part: str) -> Path:
 
 
 def extract_module_files(group: Group, part: str, log: Path) -> None:
-    """Copies that folder into the cache."""
+    """Copies that folder into the cache, unless it is there."""
     result = module_files(group, part)
     download = [str(go_command()), "mod", "download", "-json", f"{group.module}@{group.version}"]
-    source = Path(json.loads(capture(download, env=_environment(), cwd=group.folder, timeout=600))["Dir"])
-    draft = result.with_name(f".{result.name}-copying")
-    shutil.rmtree(draft, ignore_errors=True)
-    shutil.copytree(source / part, draft)
-    run(["chmod", "-R", "u+w", draft], log=log)  # Go keeps modules read-only
-    draft.rename(result)
+    with _lock(group):
+        if result.is_dir():
+            return
+        source = Path(json.loads(capture(download, env=_environment(), cwd=group.folder, timeout=600))["Dir"])
+        draft = result.with_name(f".{result.name}-copying")
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(source / part, draft)
+        run(["chmod", "-R", "u+w", draft], log=log)  # Go keeps modules read-only
+        draft.rename(result)
 
 
 def target(group: Group) -> Path:

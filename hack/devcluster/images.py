@@ -9,6 +9,7 @@ to whoever asked. So a changed source costs seconds.
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import psutil
 from filelock import FileLock
 
 from devcluster.commands import Argument, capture, run
@@ -27,6 +29,7 @@ ROOT = HACK.parent
 _EXPORTERS, _OPERATOR, _IMAGES = ROOT / "exporters", ROOT / "operator", HACK / "images"
 _RUN_ROOT = Path("/run/perch-images")  # what buildah remembers of mounts must not outlive a boot
 _CERTIFICATES = Path("/etc/ssl/certs")
+_PUSHING = ".pushing-"
 
 _SUITE = "bookworm"
 # libpython is what Triton's Python backend loads; usr-is-merged spares a whole perl.
@@ -103,13 +106,14 @@ def build(name: str, log: Path, held: Mapping[str, int] | None = None) -> Path:
     recipe = _IMAGES_BY_NAME[name]
     reference = _reference(recipe)
     archive = _store() / f"{name}-{_tag(recipe)}-{os.getpid()}.tar"
-    with _buildah_lock(), tempfile.TemporaryDirectory(dir=_store(), prefix=".pushing-") as temporary:
+    with _buildah_lock():
         _discard_leftovers(log)
         _ensure(recipe.environment, log)
         _build(recipe, log)
-        folder = _with_placeholders(Path(temporary), held or {})
-        _buildah("push", "--quiet", "--disable-compression", reference, f"dir:{folder}", log=log)
-        _pack(folder, set(held or {}), reference, archive)
+        with tempfile.TemporaryDirectory(dir=_store(), prefix=_PUSHING) as temporary:
+            folder = _with_placeholders(Path(temporary), held or {})
+            _buildah("push", "--quiet", "--disable-compression", reference, f"dir:{folder}", log=log)
+            _pack(folder, set(held or {}), reference, archive)
         _buildah("rmi", reference, log=log)
     return archive
 
@@ -216,10 +220,22 @@ def _pack(folder: Path, held: Set[str], reference: str, archive: Path) -> None:
 
 def _discard_leftovers(log: Path) -> None:
     """Removes what a build that was stopped has left; ours is the lock, so none is under way."""
+    # An archive outlives the lock: it stays while the process lives that made it for itself, and that is in its name.
+    archives = [file for file in _store().glob("*.tar") if not _of_living_process(file)]
+    for leftover in [*archives, *_store().glob(f"{_PUSHING}*"), *_temporary().iterdir()]:
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
     for container in capture(_command("containers", "--format={{.ContainerName}}")).split():
         if "working-container" in container:
             _buildah("rm", container, log=log)
     _buildah("rmi", "--prune", log=log)
+
+
+def _of_living_process(archive: Path) -> bool:
+    maker = archive.stem.rpartition("-")[2]
+    return maker.isdigit() and psutil.pid_exists(int(maker))
 
 
 def _ensure_base(log: Path | None) -> None:
@@ -242,7 +258,6 @@ def _build(recipe: _Recipe, log: Path | None) -> None:
     if recipe.environment:
         arguments[recipe.environment.argument] = _reference(recipe.environment)
     command: list[Argument] = [
-        "bud",
         "--isolation=chroot",
         "--network=host",
         "--pull-never",
@@ -256,7 +271,7 @@ def _build(recipe: _Recipe, log: Path | None) -> None:
     ignore = recipe.dockerfile.with_name("Dockerfile.dockerignore")
     command += [f"--ignorefile={ignore}"] if ignore.exists() else []
     command += [f"--file={recipe.dockerfile}", f"--tag={_reference(recipe)}", recipe.context]
-    _buildah(*command, log=log)
+    _buildah("bud", *command, log=log)
 
 
 def _certificate_folders() -> list[Path]:
@@ -275,15 +290,19 @@ def _store() -> Path:
     return folder
 
 
+def _temporary() -> Path:
+    folder = _store() / "tmp"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def _command(action: str, *arguments: Argument) -> list[str]:
     places = [f"--root={_store() / 'storage'}", f"--runroot={_RUN_ROOT}", "--storage-driver=overlay"]
     return ["buildah", *places, action, *map(str, arguments)]
 
 
 def _buildah(action: str, *arguments: Argument, log: Path | None) -> None:
-    temporary = _store() / "tmp"
-    temporary.mkdir(exist_ok=True)
-    run(_command(action, *arguments), log=log, env={"TMPDIR": str(temporary)}, timeout=3600)
+    run(_command(action, *arguments), log=log, env={"TMPDIR": str(_temporary())}, timeout=3600)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ loaded with `kind load`. kind brings DNS, and a CNI that enforces NetworkPolicie
 """
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -21,7 +22,15 @@ _MANIFESTS = ("storage", "prometheus", "gateway")
 _COMPONENTS = ("s3", "prometheus", "envoy-gateway", "coredns")
 
 
-def engine_answers() -> bool:
+def is_wanted() -> bool:
+    """What PERCH_BACKEND says, `kind` or `native`; without it, kind where a Docker engine answers."""
+    wanted = os.environ.get("PERCH_BACKEND", "")
+    if wanted not in ("", "kind", "native"):
+        raise StepError(f"PERCH_BACKEND is {wanted!r}; it may be kind, native, or not set")
+    return wanted == "kind" or (not wanted and _engine_answers())
+
+
+def _engine_answers() -> bool:
     """Whether a Docker engine runs here; the client alone is not enough."""
     try:
         asked = subprocess.run(["docker", "info"], capture_output=True, check=False, timeout=20)
@@ -59,10 +68,7 @@ class KindCluster:
         return {self._node: self._exists()}
 
     def up(self, progress: Progress, gpus: int | None) -> None:
-        for group in _programs():
-            if not gobuild.is_built(group):
-                with progress.step(f"build {group.name} {group.version}") as log:
-                    gobuild.build(group, log)
+        gobuild.build_missing(_programs(), progress)
         addons.prepare_chart(progress)
         gobuild.discard_build_cache()
         with progress.step("kind") as log:
@@ -93,19 +99,20 @@ class KindCluster:
             installer.wait(_COMPONENTS)
 
     def down(self, progress: Progress) -> None:
+        if not self._exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        gobuild.build_missing([gobuild.KIND], progress)
         with progress.step("kind") as log:
             run([self._kind, "delete", "cluster", f"--name={self._kind_name}"], log=log)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def stop_component(self, component: str, *, kill: bool) -> None:
-        raise StepError(
-            f"{component} can't be stopped in a kind cluster, where the node's processes are one container's"
-        )
+        act = "killed" if kill else "stopped"
+        raise StepError(f"{component} can't be {act} in a kind cluster, where the node's processes are one container's")
 
     def start_component(self, component: str) -> None:
-        raise StepError(
-            f"{component} can't be started in a kind cluster, where the node's processes are one container's"
-        )
+        raise StepError(f"{component} can't be started in a kind cluster, where the node's processes are one container's")
 
     @property
     def _kind(self) -> str:

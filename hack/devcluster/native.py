@@ -104,10 +104,7 @@ class NativeCluster:
         self._install_addons(progress, addon_references)
 
     def _build_programs(self, progress: Progress) -> None:
-        for group in gobuild.GROUPS:
-            if not gobuild.is_built(group):
-                with progress.step(f"build {group.name} {group.version} (about {group.seconds} s on two cores)") as log:
-                    gobuild.build(group, log)
+        gobuild.build_missing(gobuild.GROUPS, progress)
         addons.prepare_chart(progress)
         gobuild.discard_build_cache()
 
@@ -171,9 +168,7 @@ class NativeCluster:
             for component in ("etcd", "kube-apiserver"):
                 self.processes.require(component)
             if time.monotonic() > deadline:
-                raise StepError(
-                    f"kube-apiserver is not ready after 90 s; its log is {self.processes.log('kube-apiserver')}"
-                )
+                raise StepError(f"kube-apiserver is not ready after 90 s; its log is {self.processes.log('kube-apiserver')}")
             time.sleep(0.1)
 
     def _start_kubelet(self) -> None:

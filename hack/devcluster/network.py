@@ -112,9 +112,7 @@ def claim(clusters: Path, name: str) -> Network:
                     taken[name] = index
                     break
             else:
-                raise StepError(
-                    f"no address range is free for another cluster; those there are: {', '.join(sorted(taken))}"
-                )
+                raise StepError(f"no address range is free for another cluster; those there are: {', '.join(sorted(taken))}")
             _write(clusters, taken)
         return Network(name, taken[name])
 

@@ -15,6 +15,7 @@ def is_root() -> bool:
 def as_root(action: str, name: str, *arguments: str) -> None:
     """Runs a command of the command line as root, with this user's cache and clusters."""
     environment = {
+        "PERCH_BACKEND": "native",  # root may reach a Docker engine that this user does not
         "PYTHONPATH": str(HACK),
         "PATH": os.environ["PATH"],
         "XDG_CACHE_HOME": str(cache_dir().parent),

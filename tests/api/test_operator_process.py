@@ -1,4 +1,4 @@
-"""The operator's own process against a real API server without controllers: missing CRDs, killed operators, the Lease, its metrics."""
+"""The operator's own process against a real API server without controllers: missing CRDs, kills, the Lease, its metrics."""
 
 from __future__ import annotations
 
@@ -103,7 +103,9 @@ def condition(obj: dict[str, Any], kind: str) -> dict[str, Any]:
     return next((c for c in obj.get("status", {}).get("conditions", []) if c["type"] == kind), {})
 
 
-def test_an_operator_that_starts_before_its_crd_waits_says_so_and_then_works(bare: ApiServer, start: Callable[[str], Operator]) -> None:
+def test_an_operator_that_starts_before_its_crd_waits_says_so_and_then_works(
+    bare: ApiServer, start: Callable[[str], Operator]
+) -> None:
     operator = start("early")
     eventually(lambda: operator.says("install the CRD modeldeployments.serving.perch.dev"), "it names the missing CRD")
     assert httpx.get(f"http://127.0.0.1:{operator.port}/healthz").status_code == 200
@@ -152,7 +154,9 @@ def test_an_operator_whose_lease_was_taken_exits_and_says_why(bare: ApiServer, s
     bare.kubectl("delete", "lease", "perch")
 
 
-def test_a_spec_of_a_newer_release_is_refused_by_name_and_nothing_is_touched(bare: ApiServer, start: Callable[[str], Operator]) -> None:
+def test_a_spec_of_a_newer_release_is_refused_by_name_and_nothing_is_touched(
+    bare: ApiServer, start: Callable[[str], Operator]
+) -> None:
     """The CRD of tomorrow admits a field that this operator does not know: a condition names it, nothing is ignored."""
     newer = yaml.safe_load(CRD.read_text())
     schema = newer["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["rollout"]

@@ -5,14 +5,15 @@ PERCH_TEST_CLUSTER names the cluster (default: test). PERCH_KEEP_CLUSTER=1 leave
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
 from devcluster import Cluster
 from devcluster.release import NAMESPACE, install
 from devcluster.tenant import SECRET, Tenant
@@ -23,17 +24,20 @@ CHECKPOINTS = Path(__file__).resolve().parents[2] / "hack" / "demo" / "checkpoin
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     cluster = Cluster(os.environ.get("PERCH_TEST_CLUSTER", "test"), gpus=1)
-    cluster.up()
-    install(cluster)
-    yield cluster
-    if not os.environ.get("PERCH_KEEP_CLUSTER"):
-        cluster.down()
+    try:
+        cluster.up()
+        install(cluster)
+        yield cluster
+    finally:
+        if not os.environ.get("PERCH_KEEP_CLUSTER"):
+            cluster.down()
 
 
 @pytest.fixture
 def tenant(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Tenant]:
     words = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[5:40].strip("-")
-    name = f"{words}-{hashlib.sha256(request.node.name.encode()).hexdigest()[:5]}"
+    # A name of its own in each run: on a cluster that was kept, the buckets remember what a former run published.
+    name = f"{words}-{uuid.uuid4().hex[:6]}"
     tenant = Tenant(cluster, name).make()
     yield tenant
     if request.node.stash.get(FAILED, False):

@@ -55,7 +55,13 @@ def test_each_bad_checkpoint_is_refused_with_its_own_sentence_while_stable_serve
     add(6, "other", good, architecture={"name": "torchvision:resnet18"})
     tenant.apply(deployment(tenant, entries))
     tenant.wait_ready("digits", "Serving", timeout=300)
-    wanted = {2: "CheckpointUnreadable", 3: "CheckpointMismatch", 4: "UnsafeCheckpoint", 5: "ChecksumMismatch", 6: "CheckpointMismatch"}
+    wanted = {
+        2: "CheckpointUnreadable",
+        3: "CheckpointMismatch",
+        4: "UnsafeCheckpoint",
+        5: "ChecksumMismatch",
+        6: "CheckpointMismatch",
+    }
     found = tenant.wait(lambda: versions(tenant), lambda seen: all(seen.get(v, {}).get("phase") == "Failed" for v in wanted), 300)
     for version, reason in wanted.items():
         assert reason in found[version]["message"], found[version]["message"]
@@ -64,7 +70,8 @@ def test_each_bad_checkpoint_is_refused_with_its_own_sentence_while_stable_serve
     assert "10" in found[3]["message"]
     assert "safetensors" in found[4]["message"].lower()
     assert found[1]["phase"] == "Serving"
-    assert not any(key.startswith(f"e2e/{tenant.namespace}/digits/4-") and key.endswith("manifest.json") for key in tenant.keys())
+    published = [key for key in tenant.keys(f"e2e/{tenant.namespace}/digits/4-") if key.endswith("manifest.json")]
+    assert not published
     events = tenant.kubectl("get", "events", "--field-selector=reason=ExportFailed")
     assert "UnsafeCheckpoint" in events
 

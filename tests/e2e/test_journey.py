@@ -1,4 +1,4 @@
-"""The main job on a whole real cluster: first deploy, fixed split, promotion and rollback under load, with the operator killed."""
+"""The main job on a whole real cluster: first deploy, fixed split, promotion and rollback under load, the operator killed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+
 from demo.digits import held_out
 from demo.load import Load, grpc_client, infer
 from devcluster.tenant import Tenant
@@ -28,7 +29,7 @@ def pod_uids(tenant: Tenant) -> set[str]:
 
 
 def kill_operator(tenant: Tenant) -> None:
-    """SIGKILL to the operator's process itself: no goodbye, no released Lease. (Deleting its pod by force begins with a SIGTERM.)"""
+    """SIGKILL to the operator's process itself: no goodbye, no released Lease. (Deletion by force begins with a SIGTERM.)"""
     cluster_ip = tenant.cluster.kubectl("get", "service", "kubernetes", "-o", "jsonpath={.spec.clusterIP}").stdout
     killed = [process for process in psutil.process_iter(["cmdline"]) if is_operator(process, cluster_ip)]
     assert killed, "the operator was not found among the machine's processes"

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+
 from devcluster import Cluster
 from devcluster.release import NAMESPACE, install
 from devcluster.tenant import Tenant

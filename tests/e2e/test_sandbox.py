@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from devcluster.tenant import SECRET, Tenant
 from perch.api import Spec
 from perch.builders.jobs import build_export_job
@@ -40,8 +41,6 @@ print(json.dumps({
     "use capabilities": int(status.split("CapBnd:")[1].split()[0], 16) != 0,
 }))
 """
-
-
 
 
 def show_credentials(_: dict[str, Any], convert: dict[str, Any]) -> None:

@@ -74,11 +74,7 @@ TOLD = Summary(
     [
         pytest.param({"containerStatuses": [container("triton", state={"running": {}})]}, None, id="all is well"),
         pytest.param(
-            {
-                "conditions": [
-                    {"type": "PodScheduled", "reason": "Unschedulable", "message": "0/1 nodes: Insufficient nvidia.com/gpu"}
-                ]
-            },
+            {"conditions": [{"type": "PodScheduled", "reason": "Unschedulable", "message": "no nvidia.com/gpu"}]},
             "Unschedulable: no nvidia.com/gpu",
             id="the scheduler",
         ),

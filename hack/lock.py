@@ -1,4 +1,4 @@
-"""Write the hash-locked requirements of the images again, from the pyprojects: `python hack/images/lock.py [--upgrade]`.
+"""Write every hash-locked requirements file again, from the pyprojects: `python hack/lock.py [--upgrade]`.
 
 Every lock holds for all Pythons from 3.11 on: Debian's, which the development images have, and python:3.12-slim's. Without
 --upgrade the versions that a lock names already are kept.
@@ -10,22 +10,32 @@ import sys
 import tempfile
 import tomllib
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+HACK = Path(__file__).resolve().parent
+ROOT = HACK.parent
 EXPORTERS = ROOT / "exporters"
 OPERATOR = ROOT / "operator"
-IMAGES = ROOT / "hack" / "images"
+IMAGES = HACK / "images"
 
-# Torch's dependencies that only a GPU needs. Left out of the development image; see shrink_torch.py.
+# Torch's dependencies that only a GPU needs. Left out of the development image; see images/shrink_torch.py.
 GPU_PACKAGES = re.compile(r"^(nvidia-[\w-]+|cuda-[\w-]+|triton)==", re.MULTILINE)
 
 
 def compile_lock(target: Path, *arguments: str | Path) -> None:
     settings = ["--universal", "--python-version=3.11", "--generate-hashes", "--no-annotate", "--quiet"]
-    origin = "--custom-compile-command=python hack/images/lock.py"
-    command = ["uv", "pip", "compile", *settings, origin, f"--output-file={target}", *sys.argv[1:], *arguments]
+    origin = "--custom-compile-command=python hack/lock.py"
+    uv = Path(sys.executable).with_name("uv")
+    command = [uv, "pip", "compile", *settings, origin, f"--output-file={target}", *sys.argv[1:], *arguments]
     print(target.relative_to(ROOT))
     subprocess.run(list(map(str, command)), check=True)
+
+
+def compile_list(target: Path, requirements: list[str]) -> None:
+    with tempfile.NamedTemporaryFile("w", suffix=".in") as source:
+        source.write("\n".join(requirements))
+        source.flush()
+        compile_lock(target, source.name)
 
 
 def without_gpu(lock: str) -> str:
@@ -34,10 +44,14 @@ def without_gpu(lock: str) -> str:
     return header + "".join(entry for entry in entries if not GPU_PACKAGES.match(entry))
 
 
+def read(folder: Path) -> dict[str, Any]:
+    return tomllib.loads((folder / "pyproject.toml").read_text())
+
+
 def operator_requirements() -> list[str]:
     """The operator's own, and those of the one module that it shares with the exporter."""
-    own = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    core = tomllib.loads((EXPORTERS / "pyproject.toml").read_text())["project"]["dependencies"]
+    own: list[str] = read(ROOT)["project"]["dependencies"]
+    core: list[str] = read(EXPORTERS)["project"]["dependencies"]
     return [requirement for requirement in own if requirement != "perch-exporter"] + core
 
 
@@ -46,10 +60,8 @@ def main() -> None:
     compile_lock(EXPORTERS / "requirements-artifacts.txt", "--extra=artifacts", pyproject)
     compile_lock(convert, "--extra=artifacts", "--extra=convert", pyproject)
     (IMAGES / "requirements-convert-cpu.txt").write_text(without_gpu(convert.read_text()))
-    with tempfile.NamedTemporaryFile("w", suffix=".in") as source:
-        source.write("\n".join(operator_requirements()))
-        source.flush()
-        compile_lock(OPERATOR / "requirements.txt", source.name)
+    compile_list(OPERATOR / "requirements.txt", operator_requirements())
+    compile_list(HACK / "requirements.txt", operator_requirements() + read(ROOT)["dependency-groups"]["dev"])
     server = IMAGES / "requirements-tritonserver.in"
     compile_lock(server.with_suffix(".txt"), "--no-deps", server)
 
