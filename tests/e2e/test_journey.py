@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 from typing import Any
@@ -28,12 +27,18 @@ def pod_uids(tenant: Tenant) -> set[str]:
     return {p["metadata"]["uid"] for p in tenant.list("pods", "serving.perch.dev/component=triton")}
 
 
-def kill_operator(tenant: Tenant) -> None:
-    """SIGKILL to the operator's process itself: no goodbye, no released Lease. (Deletion by force begins with a SIGTERM.)"""
+def operators(tenant: Tenant) -> list[psutil.Process]:
+    """The processes of this cluster's operator, on this machine."""
     cluster_ip = tenant.cluster.kubectl("get", "service", "kubernetes", "-o", "jsonpath={.spec.clusterIP}").stdout
-    killed = [process for process in psutil.process_iter(["cmdline"]) if is_operator(process, cluster_ip)]
-    assert killed, "the operator was not found among the machine's processes"
-    for process in killed:
+    return [process for process in psutil.process_iter(["cmdline"]) if is_operator(process, cluster_ip)]
+
+
+def kill_operator(tenant: Tenant) -> None:
+    """SIGKILL to the operator's process itself: no goodbye, no released Lease. (Deleting its pod by force begins with a SIGTERM.)
+
+    Waits until there is one: the kubelet lets a container that was killed before wait longer each time.
+    """
+    for process in tenant.wait(lambda: operators(tenant), bool, 120):
         process.kill()
 
 
@@ -89,8 +94,10 @@ def test_a_release_and_its_rollback_lose_no_request_even_when_the_operator_dies(
     with Load(tenant.cluster.gateway_address(), host(tenant), "digits", grpc_rate=40, rest_rate=10) as load:
         time.sleep(2)
         for stable in (2, 1):
+            victims = tenant.wait(lambda: operators(tenant), bool, 120)
             tenant.apply(deployment(tenant, entries, stable=stable))
-            threading.Timer(0.05, kill_operator, [tenant]).start()
+            for victim in victims:
+                victim.kill()
             tenant.wait_ready("digits", "Serving")
             assert tenant.status("digits")["weights"]["accepted"][stable - 1] == {"version": stable, "weight": 100}
             time.sleep(1)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +20,8 @@ from devcluster.tenant import Tenant
 
 from .conftest import deployment, upload_digits
 from .test_journey import answers, kill_operator, pod_uids
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def scale_operator(cluster: Cluster, replicas: int) -> None:
@@ -60,7 +69,7 @@ def test_deletion_does_not_hang_while_the_operator_is_away_nor_with_the_whole_na
 
 
 def test_an_operator_upgrade_restarts_no_model(tenant: Tenant) -> None:
-    """kserve#5085, modelmesh-serving#486: another build with other pod defaults, sidecar image and labels."""
+    """kserve#5085, modelmesh-serving#486: a Helm upgrade with other images and pull policy."""
     cluster = tenant.cluster
     tenant.apply(deployment(tenant, upload_digits(tenant)[:1]))
     tenant.wait_ready("digits")
@@ -80,6 +89,56 @@ def test_an_operator_upgrade_restarts_no_model(tenant: Tenant) -> None:
         assert tenant.condition("digits")["status"] == "True"
     finally:
         install(cluster)
+
+
+@contextmanager
+def another_build(cluster: Cluster, folder: Path) -> Iterator[Path]:
+    """The operator of another release in the place of the cluster's own: other labels, other pod defaults, other images.
+
+    It runs outside the cluster, from changed sources; yields its log.
+    """
+    shutil.copytree(ROOT / "operator" / "perch", folder / "perch")
+    for file, (old, new) in {
+        "names.py": ('"app.kubernetes.io/name": name}', '"app.kubernetes.io/name": name, "app.kubernetes.io/version": "9"}'),
+        "builders/serving.py": ('"periodSeconds": 2,', '"periodSeconds": 7,'),
+        "builders/__init__.py": ('"memory": "512Mi"', '"memory": "768Mi"'),
+    }.items():
+        text = (folder / "perch" / file).read_text()
+        assert old in text, f"{file} has changed: the other build would not differ"
+        (folder / "perch" / file).write_text(text.replace(old, new))
+    env = {
+        **os.environ, "KUBECONFIG": str(cluster.kubeconfig), "PYTHONPATH": f"{folder}:{ROOT / 'exporters'}",
+        "PERCH_EXPORTER_IMAGE": "example.com/e:9", "PERCH_ARTIFACTS_IMAGE": "example.com/a:9",
+        "PERCH_TRITON_IMAGE": "example.com/t:9",
+        "PERCH_NAMESPACE": NAMESPACE, "PERCH_POD_NAME": "another-build", "PERCH_HTTP_PORT": "18091",
+    }  # fmt: skip
+    log = folder / "log"
+    scale_operator(cluster, 0)
+    with log.open("wb") as sink:
+        operator = subprocess.Popen([sys.executable, "-m", "perch"], env=env, stdout=sink, stderr=sink)
+    try:
+        yield log
+    finally:
+        operator.terminate()
+        operator.wait(20)
+        scale_operator(cluster, 1)
+
+
+def test_another_build_of_the_operator_restarts_no_model(tenant: Tenant, tmp_path: Path) -> None:
+    entries = upload_digits(tenant)
+    tenant.apply(deployment(tenant, entries[:1]))
+    tenant.wait_ready("digits")
+    before = pod_uids(tenant)
+    generation = tenant.get("deployment", "digits-v1")["metadata"]["generation"]  # type: ignore[index]
+    with another_build(tenant.cluster, tmp_path) as log:
+        tenant.wait(log.read_text, lambda said: "took Lease" in said, 60)
+        # It does act: the version that is listed now gets its Job, with the other build's labels.
+        tenant.apply(deployment(tenant, entries))
+        jobs = tenant.wait(lambda: tenant.list("jobs", "app.kubernetes.io/version=9"), bool, 30)
+        assert len(jobs) == 1
+        assert pod_uids(tenant) == before
+        assert tenant.get("deployment", "digits-v1")["metadata"]["generation"] == generation  # type: ignore[index]
+        assert answers(tenant, 5) == {"1": 5}
 
 
 def test_of_two_operators_one_acts_and_the_other_takes_over(tenant: Tenant) -> None:
