@@ -30,6 +30,10 @@ log = logging.getLogger("perch")
 CRD_RETRY_SECONDS = 5
 
 
+class WatchEndedError(Exception):
+    """Kopf's watch ended by itself: this process can no longer see."""
+
+
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -117,7 +121,8 @@ async def run(settings: Settings) -> int:
             await asyncio.wait({work})
             return 0
         work.result()
-        log.error("the watch of ModelDeployments ended: starting again")
+    except* WatchEndedError as ended:
+        log.error("%s: exiting, to be started again", ended.exceptions[0])
     except* LeaseLostError as lost:
         log.error("%s: exiting, so that only one operator acts", lost.exceptions[0])
     finally:
@@ -148,7 +153,7 @@ async def _work(kube: Kube, settings: Settings, take_signals: Callable[[], None]
             # Kopf has put its own handlers in the place of ours: a signal would end its watch, not our work.
             take_signals()
             await watching
-            raise LeaseLostError("kopf's watch ended")
+            raise WatchEndedError("the watch of ModelDeployments ended")
     finally:
         await lease.release()
         await runner.cleanup()
