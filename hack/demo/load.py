@@ -55,11 +55,30 @@ class Answer:
         return self.error is None
 
 
-class Load:
-    """Sends images one by one, over and over, from one background thread for each protocol, and keeps every Answer.
+class Pace:
+    """Gives out turns to the threads of one protocol: at most `rate` a second, also not to catch up, and `count` in all."""
 
-    A rate is in requests per second and never exceeded, also not to catch up; 0 leaves a protocol out. A count bounds the
-    requests of a protocol; without it they end with `stop`. The images are the held-out digits, if no others are given.
+    def __init__(self, rate: float, count: int | None, stopping: threading.Event) -> None:
+        self._interval, self._count, self._stopping = 1 / rate, count, stopping
+        self._lock = threading.Lock()
+        self._begun, self._due = 0, time.monotonic()
+
+    def turn(self) -> int | None:
+        """Waits for the next turn and returns its number; None when there is no more."""
+        with self._lock:
+            if self._begun == self._count or self._stopping.wait(max(0.0, self._due - time.monotonic())):
+                return None
+            self._due = time.monotonic() + self._interval
+            self._begun += 1
+            return self._begun - 1
+
+
+class Load:
+    """Sends images one by one, over and over, from background threads of its own for each protocol, and keeps every Answer.
+
+    A rate is in requests per second and never exceeded; 0 leaves a protocol out. A count bounds the requests of a protocol;
+    without it they end with `stop`. The images are the held-out digits, if no others are given. `in_flight` is how many
+    requests of a protocol may be under way at once: with 1 a server that does not answer stops the load until it times out.
     """
 
     def __init__(
@@ -73,6 +92,7 @@ class Load:
         grpc_count: int | None = None,
         rest_count: int | None = None,
         images: Tensor | None = None,
+        in_flight: int = 1,
     ) -> None:
         self._target = (address, hostname, model)
         self._images = digits.held_out()[0] if images is None else images
@@ -80,7 +100,9 @@ class Load:
         self._stopping = threading.Event()
         wanted: list[tuple[Protocol, float, int | None]] = [("grpc", grpc_rate, grpc_count), ("rest", rest_rate, rest_count)]
         self._threads = [
-            threading.Thread(target=self._work, args=each, daemon=True, name=f"load-{each[0]}") for each in wanted if each[1] > 0
+            threading.Thread(target=self._work, args=(protocol, pace), daemon=True, name=f"load-{protocol}-{number}")
+            for protocol, pace in [(protocol, Pace(rate, count, self._stopping)) for protocol, rate, count in wanted if rate > 0]
+            for number in range(in_flight)
         ]
 
     def start(self) -> None:
@@ -113,7 +135,7 @@ class Load:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
-    def _work(self, protocol: Protocol, rate: float, count: int | None) -> None:
+    def _work(self, protocol: Protocol, pace: Pace) -> None:
         address, hostname, model = self._target
         # The REST client belongs to the thread that opens it.
         client = grpc_client(address, hostname) if protocol == "grpc" else rest_client(address)
@@ -121,11 +143,8 @@ class Load:
         def ask(image: Tensor) -> tuple[Tensor, str]:
             return infer(client, model, image) if protocol == "grpc" else infer_rest(client, hostname, model, image)
 
-        begun, due = 0, time.monotonic()
-        while begun != count and not self._stopping.wait(max(0.0, due - time.monotonic())):
-            due = time.monotonic() + 1 / rate
-            self._answers.append(self._ask(ask, protocol, begun % len(self._images)))
-            begun += 1
+        while (turn := pace.turn()) is not None:
+            self._answers.append(self._ask(ask, protocol, turn % len(self._images)))
         client.close()
 
     def _ask(self, ask: Ask, protocol: Protocol, image: int) -> Answer:

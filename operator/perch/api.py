@@ -154,6 +154,15 @@ Decimal = Annotated[
         json_schema_extra=_refusal('write a decimal number in quotes, such as "0.001" or "1e-3"'),
     ),
 ]
+_SIGNED_DECIMAL = r"^-?[0-9]+(\.[0-9]+)?([eE]-?[0-9]{1,2})?$"
+SignedDecimal = Annotated[
+    str,
+    Field(
+        max_length=24,
+        pattern=_SIGNED_DECIMAL,
+        json_schema_extra=_refusal('write a decimal number in quotes, such as "0.95" or "-1.5"'),
+    ),
+]
 Duration = Annotated[
     str,
     Field(
@@ -163,6 +172,10 @@ Duration = Annotated[
         json_schema_extra=_refusal("write a duration in hours, minutes and seconds, such as 30s, 5m or 1h30m"),
     ),
 ]
+_SOME_TIME = (
+    r'!self.matches(r"^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$") || self.matches("[1-9]")',
+    "no time at all is never enough: give at least 1s",
+)
 TensorName = Annotated[
     str,
     Field(
@@ -183,6 +196,8 @@ Image = Annotated[
         ),
     ),
 ]
+# A pod template with a name twice could not be applied; the API server refuses it here, where the user sees it.
+_BY_NAME: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
 VersionNumber = Annotated[int, Field(ge=1, le=999_999_999, json_schema_extra={"format": "int32"})]
 
 
@@ -384,6 +399,54 @@ class Version(Model):
     triton: TritonModel = Field(TritonModel(), description="Batching and instances, for the model's config.pbtxt.")
 
 
+class HeaderMatch(Model):
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            (
+                # A gateway would drop the rule, and testers would get stable's answers without a word. Whether 'x' matches does
+                # not matter: CEL has to compile the expression to know, and refuses with this message where that fails.
+                "!has(self.type) || self.type != 'RegularExpression' || 'x'.matches(self.value) in [true, false]",
+                "this is no regular expression of RE2: mend it, or use type: Exact",
+                ".value",
+            ),
+        )
+    )
+    name: str = Field(
+        max_length=256,
+        pattern=r"^[A-Za-z0-9!#$%&'*+\-.^_`|~]+$",
+        description="Name of the header, in upper or lower case alike; gRPC metadata is a header too.",
+        json_schema_extra=_refusal("write the name of an HTTP header, such as x-canary"),
+    )
+    value: str = Field(
+        max_length=1024,
+        pattern=r"^[!-~]+([\t ]?[!-~]+)*$",
+        description="Value of the header, or a regular expression (RE2) for all of it.",
+        json_schema_extra=_refusal("write a header's value: visible ASCII characters, words parted by one space"),
+    )
+    type: Literal["Exact", "RegularExpression"] | None = Field(None, description="How value is compared; Exact if omitted.")
+
+
+class TrafficMatch(Model):
+    headers: list[HeaderMatch] = Field(
+        min_length=1,
+        max_length=8,
+        description="All of them must match.",
+        json_schema_extra=_BY_NAME
+        | _rules(
+            (
+                "self.all(a, self.exists_one(b, b.name.lowerAscii() == a.name.lowerAscii()))",
+                "upper and lower case are the same in a header's name, and gateways heed the first of two: name each header once",
+            ),
+        ),
+    )
+
+
+class TrafficMirror(Model):
+    percent: int = Field(
+        ge=1, le=100, json_schema_extra={"format": "int32"}, description="Percent of all requests that are copied to the canary."
+    )
+
+
 class Traffic(Model):
     """Which versions answer clients. A release adds `canary`; a promotion moves it to `stable`; a rollback is the revert."""
 
@@ -394,10 +457,27 @@ class Traffic(Model):
                 "canary is the same version as stable: name another version, or remove canary",
                 ".canary",
             ),
+            (
+                "has(self.canary) || !has(self.match)",
+                "match sends requests to the canary: name traffic.canary, or remove match",
+                ".match",
+            ),
+            (
+                "has(self.canary) || !has(self.mirror)",
+                "mirror copies requests to the canary: name traffic.canary, or remove mirror",
+                ".mirror",
+            ),
         )
     )
     stable: VersionNumber = Field(description="The version that all clients get, or all but the canary's share.")
     canary: VersionNumber | None = Field(None, description="The version on trial, which gets the weight of rollout.steps.")
+    match: TrafficMatch | None = Field(
+        None, description="Requests that always go to the canary, once it is ready, whatever its weight: for testers."
+    )
+    mirror: TrafficMirror | None = Field(
+        None,
+        description="Requests that are copied to the canary besides; its answers to them are dropped, its failures are judged.",
+    )
 
 
 class Step(Model):
@@ -405,7 +485,13 @@ class Step(Model):
         json_schema_extra=_rules(
             (
                 "self.weight == 100 || has(self.hold)",
-                "hold is required below weight 100: add hold: Indefinite",
+                "hold is required below weight 100: say how long, such as hold: 5m, or hold: Indefinite for a fixed split",
+                ".hold",
+            ),
+            (
+                "self.weight < 100 || !has(self.hold)",
+                "weight 100 ends the rollout and is not held: remove hold (rollout.scaleDownDelay says how long stable's pods "
+                "stay)",
                 ".hold",
             ),
         )
@@ -414,43 +500,222 @@ class Step(Model):
         ge=0,
         le=100,
         json_schema_extra={"format": "int32"},
-        description="Percent of the requests that go to the canary.",
+        description="Percent of the requests that go to the canary. 0: only what traffic.match and traffic.mirror send it.",
     )
     hold: str | None = Field(
         None,
         max_length=24,
-        pattern="^Indefinite$",
-        description="How long this weight is held. Only Indefinite in this release: the split stays until Git changes it.",
-        json_schema_extra=_refusal(
-            "only Indefinite is supported in this release: write hold: Indefinite, and change the weight in Git when it is time"
-        ),
+        pattern=r"^(Indefinite|([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?)$",
+        min_length=1,
+        description="How long this weight is held at least, such as 5m, before the evidence decides; Indefinite: until Git "
+        "changes it (a fixed split). Required below 100.",
+        json_schema_extra=_refusal("write a duration such as 30s, 5m or 1h30m, or Indefinite"),
     )
 
 
+class OnInconclusive(StrEnum):
+    PAUSE = "Pause"
+    PROMOTE = "Promote"
+    ABORT = "Abort"
+
+
+def _number(low: str, high: str, message: str) -> tuple[str, str]:
+    """A CEL rule that bounds a decimal string; the pattern refuses what is no number."""
+    return (
+        f'!self.matches(r"^[0-9]+(\\.[0-9]+)?([eE]-?[0-9]{{1,2}})?$") || (double(self) {low} && double(self) {high})',
+        message,
+    )
+
+
+_VARIABLES = "namespace|name|model|stable|canary|stableService|canaryService"
+
+
+def _known_variables(more: str) -> tuple[str, str]:
+    """A CEL rule: what stands in {{…}} is a variable that Perch fills in; else Prometheus would be sent the braces."""
+    names = f"{_VARIABLES}|{more}"
+    return (
+        rf'self.matches(r"^([^{{]|\{{[^{{]|\{{\{{({names})\}}\}})*$")',
+        f"a variable is not one of {{{{{names.replace('|', '}}, {{')}}}}}: name one of these",
+    )
+
+
+_COUNTER = _rules(
+    _known_variables("version|service"),
+    (
+        "self.contains('{{version}}') || self.contains('{{service}}')",
+        "the query is the same for both versions: name {{version}} or {{service}} in it",
+    ),
+)
+
+
+class MetricQuery(Model):
+    """A custom metric of the canary with a bound: a guard-rail beside the judge's statistics."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            ("has(self.min) || has(self.max)", "a metric without a bound decides nothing: give min, max or both"),
+            (
+                f'!has(self.min) || !has(self.max) || !self.min.matches(r"{_SIGNED_DECIMAL}") || '
+                f'!self.max.matches(r"{_SIGNED_DECIMAL}") || double(self.min) <= double(self.max)',
+                "no value is both above min and below max: lower min or raise max",
+                ".min",
+            ),
+        )
+    )
+    name: Name = Field(description="Name of the metric, for messages.")
+    query: str = Field(
+        min_length=1,
+        max_length=2048,
+        description="PromQL that yields one value. Variables: {{namespace}}, {{name}}, {{model}}, {{stable}}, {{canary}} "
+        "(version numbers), {{stableService}}, {{canaryService}}, {{window}} (time since the step's weight was accepted, such as "
+        "95s).",
+        json_schema_extra=_rules(_known_variables("window")),
+    )
+    min: SignedDecimal | None = Field(None, description="Lowest value that is well, a decimal string.")
+    max: SignedDecimal | None = Field(None, description="Highest value that is well, a decimal string.")
+
+
+class PrometheusAnalysis(Model):
+    """Evidence from a Prometheus server, or from what speaks its HTTP API."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            (
+                "has(self.requests) == has(self.failures)",
+                "requests and failures belong together: give both counters, or neither",
+            ),
+            (
+                "has(self.requests) || has(self.metrics)",
+                "nothing is asked of Prometheus: give requests and failures, or metrics",
+            ),
+        )
+    )
+    address: str = Field(
+        max_length=253,
+        pattern=r"^https?://[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[1-9][0-9]{0,4})?(/[A-Za-z0-9._~-]+)*$",
+        json_schema_extra=_refusal("write http(s)://<host>[:<port>][/<path>], such as http://prometheus.monitoring:9090"),
+        description="URL of the server, such as http://prometheus.monitoring:9090. The operator asks it, without credentials.",
+    )
+    requests: str | None = Field(
+        None,
+        min_length=1,
+        max_length=2048,
+        description="PromQL of a counter: all requests that version {{version}} (Service {{service}}) was sent so far, failed "
+        'ones too, such as sum(my_requests_total{service="{{service}}"}). In place of Triton\'s own counters.',
+        json_schema_extra=_COUNTER,
+    )
+    failures: str | None = Field(
+        None,
+        min_length=1,
+        max_length=2048,
+        description="PromQL of a counter: the failed ones among them.",
+        json_schema_extra=_COUNTER,
+    )
+    metrics: list[MetricQuery] | None = Field(
+        None,
+        min_length=1,
+        max_length=8,
+        description="Custom metrics with bounds.",
+        json_schema_extra=_BY_NAME,
+    )
+
+
+class Analysis(Model):
+    """How the canary is judged while it has traffic. See docs/rollouts.md."""
+
+    alpha: Decimal | None = Field(
+        None,
+        description="Probability that a canary which is no worse is aborted, over the whole rollout, a decimal string; "
+        '"0.05" if omitted.',
+        json_schema_extra=_rules(
+            _number(">= 1e-9", "<= 0.5", 'alpha is a probability: give one from 1e-9 to 0.5, such as "0.05"')
+        ),
+    )
+    tolerated_odds: Decimal | None = Field(
+        None,
+        description='How many times as often as stable the canary may fail, a decimal string; "1.1" if omitted.',
+        json_schema_extra=_rules(_number(">= 1.0", "<= 100.0", 'give 1 ("no worse") to 100, such as "1.1"')),
+    )
+    max_error_rate: Decimal | None = Field(
+        None,
+        description='Share of failed requests that no canary may exceed, a decimal string; "0.01" if omitted. A step passes '
+        "with at least 3/maxErrorRate canary requests and no alarm.",
+        json_schema_extra=_rules(
+            _number(">= 0.000001", "< 1.0", 'give a share below 1, at least 0.000001 (3,000,000 requests a step), such as "0.01"')
+        ),
+    )
+    max_latency_ratio: Decimal | None = Field(
+        None,
+        description='Guard-rail: mean time of a canary request against stable\'s, without the time in the queue, such as "1.5". '
+        "Not judged if omitted.",
+        json_schema_extra=_rules(_number("> 1.0", "<= 1000.0", 'give a ratio above 1 and at most 1000, such as "1.5"')),
+    )
+    stall_after: Duration | None = Field(
+        None,
+        description="A canary with requests pending and none completed for so long is aborted; 30s if omitted.",
+        json_schema_extra=_rules(_SOME_TIME),
+    )
+    on_inconclusive: OnInconclusive | None = Field(
+        None,
+        description="What follows at the end of a hold where there was too little evidence: Pause (default) holds the weight "
+        "until there is enough; Promote goes on; Abort goes back.",
+    )
+    prometheus: PrometheusAnalysis | None = Field(None, description="Evidence from Prometheus, beside or in place of Triton's.")
+
+
 class Rollout(Model):
-    """How the canary's share of traffic is set."""
+    """How the canary's share of traffic grows, what it is judged by, and how it comes back."""
 
     steps: list[Step] = Field(
         min_length=1,
         max_length=16,
-        description="[{weight: 10, hold: Indefinite}] is a fixed 90/10 split; [{weight: 100}] gives the canary everything "
-        "as soon as it is ready.",
+        description="[{weight: 5, hold: 2m}, {weight: 50, hold: 5m}, {weight: 100}] goes forward on evidence; "
+        "[{weight: 10, hold: Indefinite}] is a fixed 90/10 split; [{weight: 100}] gives the canary everything as soon as it is "
+        "ready.",
         json_schema_extra=_rules(
             (
                 "self.map(s, s.weight).isSorted() && self.all(a, self.exists_one(b, b.weight == a.weight))",
                 "weights must ascend, each higher than the one before: order the steps and drop duplicates",
             ),
             (
-                "self.all(a, !has(a.hold) || self.all(b, b.weight <= a.weight))",
+                "self.all(a, !has(a.hold) || a.hold != 'Indefinite' || self.all(b, b.weight <= a.weight))",
                 "a step held Indefinite is never left, so it must be the last one: remove the steps after it",
             ),
+            (
+                "self.exists(s, s.weight == 100 || (has(s.hold) && s.hold == 'Indefinite'))",
+                "the last step must say how the rollout ends: {weight: 100}, or hold: Indefinite",
+            ),
         ),
+    )
+    paused: bool = Field(
+        False, description="Hold the canary's weight where it is. Its requests are judged on; an alarm still aborts it."
+    )
+    retry_at: str | None = Field(
+        None,
+        max_length=35,
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})$",
+        json_schema_extra=_refusal('write a time as RFC 3339 has it, in quotes, such as "2026-01-31T12:00:00Z"'),
+        description="Any time; changing it lets an aborted canary try again.",
+    )
+    progress_deadline: Duration = Field(
+        "10m",
+        description="How long the canary's pods may take to become ready before it is aborted, such as 10m; 10m if omitted.",
+        json_schema_extra=_rules(_SOME_TIME),
     )
     scale_down_delay: Duration = Field(
         "5m",
         description="How long the pods of a version stay after its last traffic, such as 5m or 1h: a revert within "
         "this time is immediate. 5m if omitted.",
     )
+    inspect_for: Duration = Field(
+        "30m", description="How long the pods of an aborted canary are kept for inspection, without traffic; 30m if omitted."
+    )
+    surge: Literal["Additional", "WithinReplicas"] | None = Field(
+        None,
+        description="Additional (default): the canary's pods come on top of runtime.replicas. WithinReplicas: both versions "
+        "together run no more than runtime.replicas pods; stable gives up a pod for each of the canary's, down to one.",
+    )
+    analysis: Analysis = Field(Analysis(), description="How the canary is judged. It always is, while it shares traffic.")
 
 
 _RESOURCE_NAMES = (
@@ -633,13 +898,85 @@ class EnvVar(Model):
     value_from: EnvValueSource | None = Field(None, description="Where its value comes from.")
 
 
-# A pod template with a name twice could not be applied; the API server refuses it here, where the user sees it.
-_BY_NAME: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+class PodMetric(Model):
+    """A metric of the pods themselves, served by a custom metrics API such as prometheus-adapter's."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            (
+                "type(self.averageValue) == string ? "
+                "(!isQuantity(self.averageValue) || quantity(self.averageValue).isGreaterThan(quantity('0'))) : "
+                "self.averageValue > 0",
+                "pods are never down to nothing: give an average above 0",
+                ".averageValue",
+            ),
+        )
+    )
+    name: str = Field(
+        max_length=253,
+        pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]*$",
+        description="Name of the metric, such as nv_inference_pending_request_count.",
+        json_schema_extra=_refusal("write the name of a metric, such as nv_inference_pending_request_count"),
+    )
+    average_value: Quantity = Field(description="What the pods should have on average.")
+
+
+class Autoscaling(Model):
+    """A HorizontalPodAutoscaler for each version in traffic."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            (
+                "self.minReplicas <= self.maxReplicas",
+                "minReplicas is greater than maxReplicas: lower one or raise the other",
+                ".minReplicas",
+            ),
+            (
+                "has(self.targetCPUUtilizationPercentage) || has(self.podMetrics)",
+                "the autoscaler needs something to go by: give targetCPUUtilizationPercentage, podMetrics or both",
+            ),
+        )
+    )
+    min_replicas: int = Field(
+        ge=1, le=1000, json_schema_extra={"format": "int32"}, description="Fewest pods of a version with all the traffic."
+    )
+    max_replicas: int = Field(ge=1, le=1000, json_schema_extra={"format": "int32"}, description="Most pods of a version.")
+    target_cpu_utilization_percentage: int | None = Field(
+        None,
+        alias="targetCPUUtilizationPercentage",
+        ge=1,
+        le=1000,
+        json_schema_extra={"format": "int32"},
+        description="CPU use that is aimed at, percent of resources.requests.cpu. Needs a metrics server.",
+    )
+    pod_metrics: list[PodMetric] | None = Field(
+        None,
+        min_length=1,
+        max_length=8,
+        description="Metrics of the pods that are aimed at. Needs a custom metrics API.",
+        json_schema_extra=_BY_NAME,
+    )
 
 
 class Runtime(Model):
     """How Triton's pods run. Mutable: a change rolls the pods without a lost request; replicas only scales."""
 
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            (
+                "!has(self.autoscaling) || !has(self.replicas)",
+                "replicas and autoscaling exclude each other: remove replicas, autoscaling.minReplicas takes its place",
+                ".replicas",
+            ),
+            (
+                "!has(self.autoscaling) || !has(self.autoscaling.targetCPUUtilizationPercentage) || "
+                "(has(self.resources) && ((has(self.resources.requests) && 'cpu' in self.resources.requests) || "
+                "(has(self.resources.limits) && 'cpu' in self.resources.limits)))",
+                "the autoscaler measures CPU use against the request: set resources.requests.cpu",
+                ".autoscaling",
+            ),
+        )
+    )
     image: Image | None = Field(
         None,
         description="Triton image, such as nvcr.io/nvidia/tritonserver:25.10-py3; the chart's triton.image if omitted.",
@@ -652,7 +989,10 @@ class Runtime(Model):
         ge=1,
         le=1000,
         json_schema_extra={"format": "int32"},
-        description="Pods per version in traffic; 1 if omitted.",
+        description="Pods of a version with all the traffic; 1 if omitted. A canary has its share of them, rounded up.",
+    )
+    autoscaling: Autoscaling | None = Field(
+        None, description="Let a HorizontalPodAutoscaler choose the pods of each version, in place of replicas."
     )
     resources: Resources | None = Field(None, description="Resources of the Triton container.")
     node_selector: dict[LabelKey, LabelValue] | None = Field(None, max_length=32, description="Node labels that are required.")
@@ -747,6 +1087,23 @@ class Spec(Model):
                 ".rollout",
             ),
             (
+                "!has(self.traffic.match) || !has(self.rollout) || "
+                "(self.rollout.steps.all(s, s.weight == 0) && !has(self.traffic.mirror)) || "
+                "(has(self.rollout.analysis) && has(self.rollout.analysis.prometheus) && "
+                "has(self.rollout.analysis.prometheus.requests))",
+                "traffic.match chooses who asks the canary, and Triton's counters cannot tell these requests from those that are "
+                "judged: test with steps [{weight: 0, hold: Indefinite}] and no mirror, and remove match before the steps begin; "
+                "or give rollout.analysis.prometheus.requests and failures that leave them out",
+                ".traffic.match",
+            ),
+            (
+                "!has(self.rollout) || !has(self.rollout.surge) || self.rollout.surge != 'WithinReplicas' || "
+                "(has(self.runtime) && has(self.runtime.replicas) && self.runtime.replicas > 1)",
+                "surge: WithinReplicas takes the canary's pods from stable's: raise runtime.replicas to 2 or more (an autoscaler "
+                "has no fixed number to share), or remove surge",
+                ".rollout.surge",
+            ),
+            (
                 "!has(self.traffic.canary) || has(self.routing)",
                 "traffic.canary needs routing: without a Gateway no traffic can be split; add routing.parentRefs and hostnames",
                 ".routing",
@@ -807,6 +1164,7 @@ class Phase(StrEnum):
     STARTING = "Starting"
     SERVING = "Serving"
     DRAINING = "Draining"
+    ABORTED = "Aborted"
     DELETING = "Deleting"
 
 
@@ -840,7 +1198,7 @@ class ParityStatus(StatusModel):
 class VersionStatus(StatusModel):
     version: Int32 = Field(description="Version number.")
     artifact_revision: str = Field(description="Hash of the entry in spec.versions: names the artefact's prefix.")
-    phase: Phase = Field(description="Exporting, Failed, Published, Starting, Serving, Draining or Deleting.")
+    phase: Phase = Field(description="Exporting, Failed, Published, Starting, Serving, Draining, Aborted or Deleting.")
     artifact_uri: str | None = Field(None, description="Where the artefact is published.")
     artifact_digest: str | None = Field(None, description="SHA-256 of the artefact's manifest.json, which pods check.")
     serving_hash: str | None = Field(None, description="Hash of artefact and runtime that the pods run.")
@@ -864,6 +1222,91 @@ class WeightStatus(StatusModel):
     accepted: list[Weights] = Field(default_factory=list, description="What the Gateway has accepted.")
 
 
+class StepStatus(StatusModel):
+    """Where the rollout of the present canary stands. Times are absolute: a restarted operator goes on where it was."""
+
+    version: Int32 = Field(description="The canary.")
+    artifact_revision: str = Field(description="Its artefact.")
+    index: Int32 = Field(description="Number of the step in rollout.steps, from 0.")
+    weight: Int32 = Field(description="Percent of the traffic that this step asks for.")
+    started_at: Time = Field(description="When the step began.")
+    accepted_at: Time | None = Field(None, description="When the Gateway had accepted its weight: the hold counts from here.")
+    until: Time | None = Field(
+        None, description="When the hold ends, at the earliest; none while it is not counted or Indefinite."
+    )
+    unready_since: Time | None = Field(None, description="Since when the canary has fewer ready pods than the step needs.")
+    waiting_for: str | None = Field(None, description="What the next step waits for.")
+
+
+Count = Annotated[int, Field(json_schema_extra={"format": "int64"})]
+Real = Annotated[float, Field(json_schema_extra={"format": "double"})]
+
+
+class Tally(StatusModel):
+    """What became of the requests of one version."""
+
+    requests: Count = Field(0, description="Requests answered or failed; cancelled ones not counted.")
+    failures: Count = Field(0, description="Failed ones among them.")
+    cancellations: Count = Field(0, description="Requests that their clients cancelled.")
+    request_microseconds: Count = Field(0, description="Time of all requests together, µs.")
+    queue_microseconds: Count = Field(0, description="Part of it spent in the queue, µs.")
+
+
+class Window(StatusModel):
+    """Counts that wait for enough requests of stable to tell ambient errors from the canary's own."""
+
+    stable: Tally = Field(Tally(), description="Stable's part.")
+    canary: Tally = Field(Tally(), description="The canary's part.")
+
+
+class MetricStatus(StatusModel):
+    name: str = Field(description="Name of the metric.")
+    value: str | None = Field(None, description="Its last value; none where Prometheus gave none.")
+    at: Time = Field(description="When it was asked for.")
+    violations: Int32 = Field(0, description="Readings out of bounds in a row.")
+    message: str | None = Field(None, description="Why there is no value, or what bound it violates.")
+
+
+class Evidence(StatusModel):
+    """What the judge has seen of the present canary. A restarted operator goes on from here."""
+
+    since: Time | None = Field(None, description="Since when the running operator gathers.")
+    last_at: Time | None = Field(None, description="Until when counts are included.")
+    stable: Tally = Field(Tally(), description="Stable's requests beside the canary, over all steps.")
+    canary: Tally = Field(Tally(), description="The canary's requests, over all steps.")
+    step_stable: Tally = Field(Tally(), description="Stable's requests in this step.")
+    step_canary: Tally = Field(Tally(), description="The canary's requests in this step.")
+    errors: list[Real] = Field(default_factory=list, description="Log likelihood ratios of the grid of relative error odds.")
+    bound: list[Real] = Field(default_factory=list, description="Log likelihood ratios of the grid above maxErrorRate.")
+    cancellations: list[Real] = Field(default_factory=list, description="Log likelihood ratios of relative cancellation odds.")
+    window: Window = Field(Window(), description="Counts that the absolute bound has not taken in yet.")
+    stalled_since: Time | None = Field(None, description="Since when the canary has requests pending and completes none.")
+    needed: Int32 = Field(0, description="Canary requests that this step needs.")
+    metrics: list[MetricStatus] = Field(default_factory=list, description="Custom metrics.")
+    trouble: str | None = Field(None, description="Why evidence is missing.")
+
+
+class Aborted(StatusModel):
+    """A canary that was taken out. It is not tried again until its hash changes or rollout.retryAt moves."""
+
+    version: Int32 = Field(description="Version number.")
+    artifact_revision: str = Field(description="Its artefact.")
+    serving_hash: str = Field(description="Hash of artefact and runtime that were judged.")
+    reason: str = Field(description="Why, in one word.")
+    message: str = Field(description="Why, with the figures or the pod's own words.")
+    time: Time = Field(description="When it was taken out.")
+    retry_at: str | None = Field(None, description="What rollout.retryAt said then.")
+
+
+class Outcome(StatusModel):
+    """How a rollout ended."""
+
+    version: Int32 = Field(description="The canary.")
+    outcome: Literal["Promoted", "Aborted", "Superseded"] = Field(description="Promoted, Aborted or Superseded.")
+    time: Time = Field(description="When it ended.")
+    message: str = Field(description="In a sentence.")
+
+
 class Status(StatusModel):
     """Observed state, written by the operator. Conditions are the truth; the rest tells them in figures."""
 
@@ -874,6 +1317,10 @@ class Status(StatusModel):
     endpoint: str | None = Field(None, description="Host name of the model, or the stable version's Service.")
     artifact: str | None = Field(None, description="Artefact of the stable version.")
     weights: WeightStatus = Field(WeightStatus(), description="Traffic by version.")
+    step: StepStatus | None = Field(None, description="Where the rollout of the canary stands.")
+    evidence: Evidence | None = Field(None, description="What the canary is judged by.")
+    aborted: list[Aborted] = Field(default_factory=list, description="Canaries that were taken out, by version.")
+    history: list[Outcome] = Field(default_factory=list, description="The last ten rollouts, the newest first.")
     versions: list[VersionStatus] = Field(default_factory=list, description="State of each version.")
     conditions: list[Condition] = Field(
         default_factory=list, description="Ready, Reconciling, Stalled, Available, TrafficAccepted."

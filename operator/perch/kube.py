@@ -45,10 +45,11 @@ DEPLOYMENT = Kind("Deployment", "apps/v1", "deployments")
 SERVICE = Kind("Service", "v1", "services")
 POD = Kind("Pod", "v1", "pods")
 BUDGET = Kind("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets")
+AUTOSCALER = Kind("HorizontalPodAutoscaler", "autoscaling/v2", "horizontalpodautoscalers")
 ROUTE = Kind("HTTPRoute", "gateway.networking.k8s.io/v1", "httproutes")
 EVENT = Kind("Event", "v1", "events")
 NAMESPACE = Kind("Namespace", "v1", "namespaces")
-CHILDREN = (JOB, DEPLOYMENT, SERVICE, POD, BUDGET, ROUTE)
+CHILDREN = (JOB, DEPLOYMENT, SERVICE, POD, BUDGET, AUTOSCALER, ROUTE)
 BY_KIND = {kind.kind: kind for kind in (*CHILDREN, MODEL_DEPLOYMENT)}
 
 

@@ -14,3 +14,10 @@ MODEL_DEPLOYMENTS = Gauge("perch_model_deployments", "ModelDeployments, by reaso
 QUEUE_DEPTH = Gauge("perch_queue_depth", "ModelDeployments that wait for a pass.")
 LEADER = Gauge("perch_leader", "1 in the replica that holds the Lease.")
 API_REQUESTS = Gauge("perch_api_requests", "Requests sent to the API server since start, watches included.")
+SCRAPES = Counter("perch_scrapes_total", "Questions to pods (triton) and to Prometheus servers, by result.", ["source", "result"])
+SCRAPE_SECONDS = Histogram(
+    "perch_scrape_duration_seconds",
+    "Duration of such a question.",
+    ["source"],
+    buckets=(0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 5),
+)

@@ -38,9 +38,10 @@ def serving_hash(revision: str, artifact_digest: str, spec: Spec) -> str:
     """Twelve hex digits over all that a version's pods depend on: another hash rolls them, the same hash never does.
 
     That is the artefact, `runtime`, and how the store is reached: a pod that names a former Secret cannot be started again.
-    `replicas` only scales. The operator's own defaults (images, labels, sidecar) do not count: upgrading Perch restarts no model.
+    `replicas` and `autoscaling` only scale. The operator's own defaults (images, labels, sidecar) do not count: upgrading Perch
+    restarts no model.
     """
-    runtime = spec.runtime.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas"})
+    runtime = spec.runtime.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas", "autoscaling"})
     access = spec.repository.model_dump(
         mode="json", by_alias=True, exclude_defaults=True, include={"credentials_secret_ref", "ca_bundle_config_map_ref"}
     )

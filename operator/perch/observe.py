@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
 
 from perch.builders.route import read_weights
 from perch.cache import Cache, Key
-from perch.kube import BUDGET, DEPLOYMENT, JOB, POD, ROUTE, SERVICE, Kind
+from perch.kube import AUTOSCALER, BUDGET, DEPLOYMENT, JOB, POD, ROUTE, SERVICE, Kind
 from perch.names import ANNOTATION_REVISION, ANNOTATION_SERVING_HASH, LABEL_COMPONENT, LABEL_VERSION
-from perch.observed import JobFacts, JobState, Observed, RouteFacts, ServingFacts
-from perch_exporter.contract import Outcome, Summary
+from perch.observed import JobFacts, JobState, Observed, PodTrouble, RouteFacts, ServingFacts
+from perch_exporter.contract import Outcome, Reason, Summary
 
 Raw = Mapping[str, Any]
+
+LOOP = timedelta(minutes=10)
+"""A run that lasted so long is not part of a crash loop: the kubelet then begins its back-off anew, too."""
+SERIOUSNESS = ("GoldenMismatch", "OutOfMemory", "CrashLoop", "Unschedulable", "NotReady")
+"""Most serious first: wrong answers, then what kills, by its cause where that is known, then what only keeps from work."""
 
 
 def observe(cache: Cache, owner: Key, uid: str) -> Observed:
@@ -42,6 +47,7 @@ def observe(cache: Cache, owner: Key, uid: str) -> Observed:
         exporting=frozenset(_revision(p) for p in pods if _label(p, LABEL_COMPONENT) == "export" and _alive(p)),
         services={name: s["spec"] for name, s in own(SERVICE).items()},
         budgets={name: b["spec"] for name, b in own(BUDGET).items()},
+        autoscalers={name: a["spec"] for name, a in own(AUTOSCALER).items()},
         route=route_facts(route, owner[1]) if route else None,
         gateway_api=cache.gateway_api,
     )
@@ -83,6 +89,9 @@ def serving_facts(deployment: Raw, pods: Iterable[Raw]) -> ServingFacts:
     ]
     progressing: Raw = next((c for c in status.get("conditions", []) if c["type"] == "Progressing"), {})
     annotations = meta.get("annotations", {})
+    # What a pod of a former template suffers from may be the very thing that the present one mends.
+    content = _template_hash(spec["template"])
+    troubles = [t for t in (pod_trouble(p) for p in own if _alive(p) and _template_hash(p) == content) if t]
     return ServingFacts(
         version=version or 0,
         revision=annotations.get(ANNOTATION_REVISION, ""),
@@ -94,6 +103,7 @@ def serving_facts(deployment: Raw, pods: Iterable[Raw]) -> ServingFacts:
         current=status.get("observedGeneration", 0) >= meta.get("generation", 0),
         deadline_exceeded=progressing.get("reason") == "ProgressDeadlineExceeded",
         words=words[0] if words else None,
+        trouble=min(troubles, key=lambda t: (SERIOUSNESS.index(t.reason), t.message), default=None),
     )
 
 
@@ -137,6 +147,10 @@ def _voice(parent: Raw, generation: int, label: str) -> tuple[bool, str, str]:
             return False, "AwaitingGateway", f"{label} has not taken in the newest weights yet"
         if condition["status"] != "True":
             return False, condition["reason"], f"{label}: {condition.get('message') or condition['reason']}"
+    dropped = conditions.get("PartiallyInvalid", {})
+    if dropped.get("status") == "True" and dropped.get("observedGeneration", 0) >= generation:
+        # The route counts as accepted, but the Gateway left out a rule that it does not understand.
+        return False, dropped["reason"], f"{label} takes the route in part only: {dropped.get('message') or dropped['reason']}"
     return True, "Accepted", f"{label} has accepted the route"
 
 
@@ -174,6 +188,96 @@ def _container_words(container: Raw) -> str | None:
     if waiting["reason"] == "CrashLoopBackOff" and ended:
         return f"{name} crashes again and again (CrashLoopBackOff), code {ended.get('exitCode')}: {message or ''}"
     return f"{name}: {waiting['reason']}: {waiting.get('message', '')}"
+
+
+def pod_trouble(pod: Raw) -> PodTrouble | None:
+    """The most serious of what speaks against the pod's version now.
+
+    Only of containers that are not ready. Restarts and last states stay in a pod's status as long as it lives, and there is no
+    clock here to tell an hour from a month; who is ready again has got over them, and a pod that is kept for inspection must not
+    condemn the next try unheard. Nothing is missed by it: a model loads for seconds before its pod is ready, and each change of
+    a pod wakes a pass.
+    """
+    status = pod.get("status", {})
+    containers = {c["name"]: c for c in status.get("containerStatuses", [])}
+    triton, golden = containers.get("triton", {}), containers.get("golden", {})
+    for found in (_mismatch(pod, golden), _killed_or_crashing(pod, triton), _unschedulable(pod), _lost_readiness(pod)):
+        if found is not None:
+            return PodTrouble(found.reason, f"pod {pod['metadata']['name']}: {found.message}")
+    return None
+
+
+def _mismatch(pod: Raw, golden: Raw) -> PodTrouble | None:
+    try:
+        summary = Summary.from_json(_end(pod, golden).get("message") or "")
+    except ValidationError:
+        return None
+    if summary.error is None or summary.error.reason is not Reason.GOLDEN_MISMATCH:
+        return None
+    return PodTrouble("GoldenMismatch", summary.error.message)
+
+
+def _killed_or_crashing(pod: Raw, triton: Raw) -> PodTrouble | None:
+    end = _end(pod, triton)
+    if end.get("reason") == "OOMKilled":
+        return PodTrouble("OutOfMemory", "triton was killed for want of memory: raise runtime.resources.limits.memory")
+    backing_off = (triton.get("state", {}).get("waiting") or {}).get("reason") == "CrashLoopBackOff"
+    again = triton.get("restartCount", 0) >= 2 and bool(end) and _lasted(end) < LOOP
+    if not (backing_off or again):
+        return None
+    last = f", last with code {end['exitCode']}: {_error_message(end.get('message')) or end.get('reason', '')}" if end else ""
+    return PodTrouble("CrashLoop", f"triton crashes again and again{last}")
+
+
+def _unschedulable(pod: Raw) -> PodTrouble | None:
+    scheduled = _condition(pod, "PodScheduled")
+    if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
+        return PodTrouble("Unschedulable", scheduled.get("message") or "no node takes it")
+    return None
+
+
+def _lost_readiness(pod: Raw) -> PodTrouble | None:
+    """All containers run, and the pod was ready since they started: else it is only on its way, which may take a while."""
+    containers = pod.get("status", {}).get("containerStatuses", [])
+    if not containers or all(c.get("ready") for c in containers) or not all(_was_ready(pod, c) for c in containers):
+        return None
+    unready = _condition(pod, "Ready")
+    return PodTrouble("NotReady", f"not ready since {unready['lastTransitionTime']}: {unready.get('message', '')}")
+
+
+def _end(pod: Raw, container: Raw) -> Raw:
+    """How the container last ended, where it has not been ready since; empty if it has, or never ended."""
+    ended: Raw = container.get("state", {}).get("terminated") or {}
+    if ended or container.get("ready") or _was_ready(pod, container):
+        return ended
+    before: Raw = (container.get("lastState") or {}).get("terminated") or {}
+    return before
+
+
+def _was_ready(pod: Raw, container: Raw) -> bool:
+    """Whether the pod was ready during the container's present run, though it is not now.
+
+    A container that ends makes its pod unready before it is started again, so a pod that became unready later had been ready.
+    """
+    running = container.get("state", {}).get("running") or {}
+    ready = _condition(pod, "Ready")
+    since, started = _time(ready.get("lastTransitionTime")), _time(running.get("startedAt"))
+    return ready.get("status") == "False" and since is not None and started is not None and since > started
+
+
+def _lasted(end: Raw) -> timedelta:
+    """How long a container's run lasted; no time where the kubelet does not know."""
+    started, finished = _time(end.get("startedAt")), _time(end.get("finishedAt"))
+    return finished - started if started and finished else timedelta()
+
+
+def _condition(pod: Raw, kind: str) -> Raw:
+    return next((c for c in pod.get("status", {}).get("conditions", []) if c["type"] == kind), {})
+
+
+def _template_hash(obj: Raw) -> str | None:
+    found: str | None = obj.get("metadata", {}).get("annotations", {}).get(ANNOTATION_SERVING_HASH)
+    return found
 
 
 def _error_message(text: str | None) -> str | None:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
+from perch.evidence import Gathered
 from perch_exporter.contract import Summary
 
 
@@ -55,6 +56,14 @@ class JobFacts:
 
 
 @dataclass(frozen=True)
+class PodTrouble:
+    """What a version's pods say against it, in the pod's own words."""
+
+    reason: Literal["CrashLoop", "OutOfMemory", "GoldenMismatch", "Unschedulable", "NotReady"]
+    message: str
+
+
+@dataclass(frozen=True)
 class ServingFacts:
     """One version's Triton Deployment and its pods."""
 
@@ -71,6 +80,8 @@ class ServingFacts:
     """The Deployment controller has seen the present generation."""
     deadline_exceeded: bool = False
     words: str | None = None
+    trouble: PodTrouble | None = None
+    """The most serious of what is wrong with pods of the present template now."""
 
     @property
     def full(self) -> bool:
@@ -114,12 +125,16 @@ class Observed:
     """Service specs by name."""
     budgets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """PodDisruptionBudget specs by name."""
+    autoscalers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """HorizontalPodAutoscaler specs by name."""
     route: RouteFacts | None = None
     exporting: frozenset[str] = frozenset()
     """Artifact revisions whose export pods still run, even where their Job is gone already."""
     gateway_api: bool = True
     """The cluster knows HTTPRoute."""
     namespace_terminating: bool = False
+    gathered: Gathered | None = None
+    """Evidence about the canary, if any is being gathered."""
 
     def export_of(self, version: int, revision: str) -> JobFacts | None:
         return next((j for j in self.exports if j.version == version and j.revision == revision), None)

@@ -1,7 +1,8 @@
 """The loop: a keyed queue woken by watch events and by the plans' own deadlines; a pass is observe, plan, execute, write status.
 
 Level-triggered: a pass looks at how things stand, never at what changed. One ModelDeployment is never in two passes at once.
-Nothing polls: a settled ModelDeployment costs nothing until something of it changes or its next deadline comes.
+Nothing polls the API server: a settled ModelDeployment costs nothing until something of it changes or its next deadline comes.
+While a canary is judged, `gather` asks its pods and wakes the passes that judge it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from perch import metrics
 from perch.api import Phase, Spec, Status
 from perch.cache import Cache, Key, older
 from perch.execute import NamespaceTerminatingError, Outcome, execute, post_events, write_status
+from perch.gather import Gatherer
 from perch.kube import MODEL_DEPLOYMENT, ApiError, Kube
 from perch.lease import LeaseLostError
 from perch.names import FINALIZER
@@ -120,6 +122,7 @@ class Reconciler:
         """Set once the Lease is held."""
         self.queue = Queue()
         self.cache = Cache(kube, namespaces, self.queue.add)
+        self.gatherer = Gatherer(self.cache, self.queue.add)
 
     def see(self, obj: Mapping[str, Any], deleted: bool) -> None:
         """Take in an event of the ModelDeployment watch."""
@@ -138,6 +141,7 @@ class Reconciler:
             del self._objects[key]
             self._errors.pop(key, None)
             self.queue.no_deadline(key)
+            self.gatherer.aim(key, None)
 
     def _take_in(self, key: Key, obj: dict[str, Any]) -> None:
         """Take in what a write returned, unless the object went or was replaced while the answer was on its way."""
@@ -151,6 +155,7 @@ class Reconciler:
             group.create_task(self.cache.run(), name="caches")
             await self.cache.synced()
             group.create_task(self.queue.run_deadlines(), name="deadlines")
+            group.create_task(self.gatherer.run(), name="evidence")
             for number in range(WORKERS):
                 group.create_task(self._work(), name=f"worker {number}")
 
@@ -208,6 +213,8 @@ class Reconciler:
             self._take_in(key, outcome.owner)
         if decided.status is not None and identity.deleting_since is None:
             await self._tell(key, identity, before, decided, outcome, now)
+        if key in self._objects:
+            self.gatherer.aim(key, decided.aim)
         self._schedule(key, decided, now, outcome)
 
     async def _is_current(self, key: Key, obj: Mapping[str, Any]) -> bool:
@@ -252,9 +259,12 @@ class Reconciler:
             if identity.deleting_since is not None and FINALIZER in identity.finalizers:
                 return Plan((SetFinalizer(False),), before)
             return plan_invalid(identity, before, say_invalid(error, "spec"), now)
-        observed = observe(self.cache, (identity.namespace, identity.name), identity.uid)
-        if namespace_terminating:
-            observed = replace(observed, namespace_terminating=True)
+        key = (identity.namespace, identity.name)
+        observed = replace(
+            observe(self.cache, key, identity.uid),
+            gathered=self.gatherer.gathered(key),
+            namespace_terminating=namespace_terminating,
+        )
         return plan(identity, spec, before, observed, self._installation, now)
 
     def _schedule(self, key: Key, decided: Plan, now: datetime, outcome: Outcome) -> None:

@@ -43,27 +43,32 @@ class VersionFacts:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    state: Literal["Ready", "Reconciling", "Stalled"]
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Facts:
     generation: int
     stable: VersionFacts
     canary: VersionFacts | None
-    canary_weight: int
     present: Mapping[int, int]
     """Weights above 0 in the route."""
     target: Mapping[int, int]
+    rollout: Verdict | None = None
+    """What the rollout says of its canary."""
+    aborted: bool = False
+    """The canary was taken out."""
+    complete: bool = False
+    """The canary has replaced stable, whose pods may be gone."""
     serving: Mapping[int, bool] = field(default_factory=dict)
     """Whether a version has at least one ready pod."""
     routed: bool = True
     route: RouteFacts | None = None
     gateway_api: bool = True
     removable: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Verdict:
-    state: Literal["Ready", "Reconciling", "Stalled"]
-    reason: str
-    message: str
 
 
 def build_conditions(
@@ -92,14 +97,17 @@ def build_conditions(
 
 def judge(facts: Facts) -> Verdict:
     """The one sentence about the whole: what is broken first, then what is under way, then that all is well."""
-    pair = [facts.stable] + ([facts.canary] if facts.canary else [])
+    pair = [] if facts.complete else [facts.stable]
+    pair += [facts.canary] if facts.canary and not facts.aborted else []
     for version in pair:
         if verdict := _stalled(version):
             return verdict
+    if facts.aborted and facts.rollout is not None:
+        return facts.rollout
     for version in pair:
         if verdict := _under_way(version):
             return verdict
-    return _traffic_under_way(facts) or _well(facts)
+    return _traffic_under_way(facts) or facts.rollout or _well(facts)
 
 
 def _stalled(facts: VersionFacts) -> Verdict | None:
@@ -169,21 +177,7 @@ def _well(facts: Facts) -> Verdict:
     if facts.removable:
         names = ", ".join(map(str, facts.removable))
         hint = f"; no traffic names version {names}: a revert may, or remove it from spec.versions"
-    if facts.canary is None:
-        return Verdict("Ready", "Serving", f"version {stable} serves all traffic{hint}")
-    canary = facts.canary.status.version
-    if facts.canary_weight == 100:
-        return Verdict(
-            "Ready",
-            "AwaitingPromotion",
-            f"version {canary} serves all traffic as the canary: commit traffic {{stable: {canary}}} to finish the release",
-        )
-    return Verdict(
-        "Ready",
-        "SplitHeld",
-        f"versions {stable} and {canary} share the traffic {100 - facts.canary_weight} to {facts.canary_weight}, held until "
-        f"Git says otherwise: commit traffic {{stable: {canary}}} to promote, {{stable: {stable}}} to go back",
-    )
+    return Verdict("Ready", "Serving", f"version {stable} serves all traffic{hint}")
 
 
 def _available(facts: Facts) -> tuple[bool, str, str]:
@@ -275,7 +269,7 @@ def _phase_event(version: VersionStatus, old: VersionStatus | None) -> Event | N
             return Event("Warning", "ExportFailed", f"version {number}: {version.message}")
         case Phase.PUBLISHED:
             was = old.phase if old else None
-            away = was in (Phase.DRAINING, Phase.SERVING, Phase.STARTING)
+            away = was in (Phase.DRAINING, Phase.ABORTED, Phase.SERVING, Phase.STARTING)
             return Event("Normal", "VersionScaledAway", f"version {number} left the traffic, its pods are gone") if away else None
         case Phase.STARTING:
             return Event("Normal", "VersionStarting", f"version {number}: {version.replicas} pods are starting")
@@ -285,6 +279,10 @@ def _phase_event(version: VersionStatus, old: VersionStatus | None) -> Event | N
             return Event("Normal", "VersionReady", f"version {number}: every pod has proven itself")
         case Phase.DRAINING:
             return Event("Normal", "VersionDraining", f"version {number} left the traffic")
+        case Phase.ABORTED:
+            return Event(
+                "Warning", "VersionAborted", f"version {number} has no traffic any more, its pods are kept for inspection"
+            )
         case Phase.DELETING:
             return Event("Normal", "ArtifactDeleting", f"version {number}: its artefact is being erased")
 

@@ -45,8 +45,24 @@ def entry(version: int) -> dict[str, Any]:
     }
 
 
+def metric(name: str) -> dict[str, Any]:
+    query = 'quantile_over_time(0.9, latency{namespace="{{namespace}}", service="{{canaryService}}"}[{{window}}])'
+    return {"name": name, "query": query, "max": "-1.5e-3"}
+
+
+def autoscaled_spec() -> dict[str, Any]:
+    """A spec with what excludes fields of `full_spec`."""
+    scaling = {
+        "minReplicas": 2,
+        "maxReplicas": 10,
+        "targetCPUUtilizationPercentage": 80,
+        "podMetrics": [{"name": "nv_inference_pending_request_count", "averageValue": "500m"}],
+    }
+    return changed(full_spec(), both(drop("runtime/replicas"), drop("rollout/surge"), put("runtime/autoscaling", scaling)))
+
+
 def full_spec(versions: int = 2) -> dict[str, Any]:
-    """A spec with every field set."""
+    """A spec with every field set, but for those that exclude others."""
     requirement = {"key": "zone", "operator": "In", "values": ["a", "b"]}
     selector = {"matchLabels": {"app": "other"}, "matchExpressions": [requirement]}
     pods = {"topologyKey": "kubernetes.io/hostname", "namespaces": ["vision"], "labelSelector": selector}
@@ -83,8 +99,35 @@ def full_spec(versions: int = 2) -> dict[str, Any]:
             "deletionPolicy": "Delete",
         },
         "versions": [entry(number) for number in range(1, versions + 1)],
-        "traffic": {"stable": 1, "canary": 2},
-        "rollout": {"steps": [{"weight": 10, "hold": "Indefinite"}], "scaleDownDelay": "1h30m"},
+        "traffic": {
+            "stable": 1,
+            "canary": 2,
+            "match": {"headers": [{"name": "x-canary", "value": "yes|please", "type": "RegularExpression"}]},
+            "mirror": {"percent": 10},
+        },
+        "rollout": {
+            "steps": [{"weight": 5, "hold": "90s"}, {"weight": 50, "hold": "1h30m"}, {"weight": 100}],
+            "paused": True,
+            "retryAt": "2026-01-31T12:00:00Z",
+            "progressDeadline": "15m",
+            "scaleDownDelay": "1h30m",
+            "inspectFor": "0s",
+            "surge": "WithinReplicas",
+            "analysis": {
+                "alpha": "0.01",
+                "toleratedOdds": "1.5",
+                "maxErrorRate": "1e-3",
+                "maxLatencyRatio": "1.5",
+                "stallAfter": "1m",
+                "onInconclusive": "Promote",
+                "prometheus": {
+                    "address": "http://prometheus.monitoring:9090/tenant-1",
+                    "requests": 'sum(requests_total{service="{{service}}", via!="test"})',
+                    "failures": 'sum(requests_total{service="{{service}}", via!="test", code=~"5.."})',
+                    "metrics": [metric("latency"), {**metric("agreement"), "min": "0.9", "max": "1"}],
+                },
+            },
+        },
         "runtime": {
             **scheduling,
             "image": "nvcr.io/nvidia/tritonserver:25.10-py3",
@@ -153,6 +196,26 @@ def both(*changes: Change) -> Change:
     return change
 
 
+NO_CANARY = both(drop("traffic/canary"), drop("traffic/match"), drop("traffic/mirror"))
+NO_PROMETHEUS = drop("rollout/analysis/prometheus")
+ANALYSIS, PROMETHEUS = "spec.rollout.analysis", "spec.rollout.analysis.prometheus"
+
+
+def scaled(change: Change) -> Change:
+    """The change, made to a spec with an autoscaler."""
+
+    def made(spec: dict[str, Any]) -> None:
+        spec.clear()
+        spec.update(autoscaled_spec())
+        change(spec)
+
+    return made
+
+
+def rules_of(headers: list[tuple[str, str, str]]) -> Change:
+    return put("traffic/match/headers", [{"name": name, "value": value, "type": kind} for name, value, kind in headers])
+
+
 @dataclass(frozen=True)
 class Refusal:
     sentence: str
@@ -195,13 +258,339 @@ REFUSED_WHEN_CREATED = [
     ),
     Refusal("a weight is a fraction", put("rollout/steps/0/weight", 0.5), "spec.rollout.steps[0].weight", "integer"),
     Refusal(
-        "a step below 100 has no hold", drop("rollout/steps/0/hold"), "spec.rollout.steps[0].hold", "add hold: Indefinite", False
+        "a step below 100 has no hold",
+        drop("rollout/steps/0/hold"),
+        "spec.rollout.steps[0].hold",
+        "say how long, such as hold: 5m",
+        False,
     ),
     Refusal(
-        "a hold is timed, which this release does not do",
-        put("rollout/steps/0/hold", "5m"),
-        "spec.rollout.steps[0].hold",
-        "write hold: Indefinite",
+        "a hold has no unit", put("rollout/steps/0/hold", "90"), "spec.rollout.steps[0].hold", "such as 30s, 5m or 1h30m, or"
+    ),
+    Refusal("a hold is empty", put("rollout/steps/0/hold", ""), "spec.rollout.steps[0].hold", "at least 1 chars"),
+    Refusal("a hold is misspelt", put("rollout/steps/0/hold", "indefinite"), "spec.rollout.steps[0].hold", "or Indefinite"),
+    Refusal(
+        "the step at 100 is held",
+        put("rollout/steps/2/hold", "5m"),
+        "spec.rollout.steps[2].hold",
+        "remove hold (rollout.scaleDownDelay",
+        False,
+    ),
+    Refusal(
+        "the steps end nowhere",
+        lambda s: s["rollout"]["steps"].pop(),
+        "spec.rollout.steps",
+        "{weight: 100}, or hold: Indefinite",
+        False,
+    ),
+    Refusal("paused is a word", put("rollout/paused", "yes"), "spec.rollout.paused", "must be of type boolean", False),
+    Refusal("retryAt is a date", put("rollout/retryAt", "2026-01-31"), "spec.rollout.retryAt", "write a time as RFC 3339"),
+    Refusal(
+        "a canary has no time to start",
+        put("rollout/progressDeadline", "0m0s"),
+        "spec.rollout.progressDeadline",
+        "give at least 1s",
+        False,
+    ),
+    Refusal("a deadline has a fraction", put("rollout/progressDeadline", "1.5h"), "spec.rollout.progressDeadline", "such as 30s"),
+    Refusal(
+        "inspection is for days", put("rollout/inspectFor", "2d"), "spec.rollout.inspectFor", "in hours, minutes and seconds"
+    ),
+    Refusal(
+        "a surge is unknown",
+        put("rollout/surge", "25%"),
+        "spec.rollout.surge",
+        'supported values: "Additional", "WithinReplicas"',
+    ),
+    Refusal(
+        "a canary is to run on the pods of a single replica",
+        put("runtime/replicas", 1),
+        "spec.rollout.surge",
+        "raise runtime.replicas to 2 or more",
+        False,
+    ),
+    Refusal(
+        "a canary is to run on an autoscaler's pods",
+        scaled(put("rollout/surge", "WithinReplicas")),
+        "spec.rollout.surge",
+        "an autoscaler has no fixed number to share), or remove surge",
+        False,
+    ),
+    # --- what traffic goes to the canary besides ---
+    Refusal(
+        "requests are matched and there is no canary", drop("traffic/canary"), "spec.traffic.match", "name traffic.canary", False
+    ),
+    Refusal(
+        "requests are mirrored and there is no canary",
+        both(drop("traffic/canary"), drop("traffic/match")),
+        "spec.traffic.mirror",
+        "or remove mirror",
+        False,
+    ),
+    Refusal("nothing is mirrored", put("traffic/mirror/percent", 0), "spec.traffic.mirror.percent", "greater than or equal to 1"),
+    Refusal(
+        "more than all is mirrored",
+        put("traffic/mirror/percent", 101),
+        "spec.traffic.mirror.percent",
+        "less than or equal to 100",
+    ),
+    Refusal("mirror has no percent", put("traffic/mirror", {}), "spec.traffic.mirror.percent", "Required value"),
+    Refusal("no header is matched", rules_of([]), "spec.traffic.match.headers", "at least 1 items"),
+    Refusal(
+        "nine headers are matched",
+        rules_of([(f"x-{n}", "yes", "Exact") for n in range(9)]),
+        "spec.traffic.match.headers",
+        "at most 8 items",
+    ),
+    Refusal(
+        "a header stands twice",
+        rules_of([("x-canary", "a", "Exact"), ("x-canary", "b", "Exact")]),
+        "spec.traffic.match.headers[1]",
+        "Duplicate value",
+        False,
+    ),
+    Refusal(
+        "a header stands twice in another case",
+        rules_of([("x-canary", "a", "Exact"), ("X-Canary", "b", "Exact")]),
+        "spec.traffic.match.headers",
+        "name each header once",
+        False,
+    ),
+    Refusal(
+        "a header's name has a colon",
+        rules_of([(":path", "/", "Exact")]),
+        "spec.traffic.match.headers[0].name",
+        "such as x-canary",
+    ),
+    Refusal("a header has no value", rules_of([("x", "", "Exact")]), "spec.traffic.match.headers[0].value", "visible ASCII"),
+    Refusal(
+        "a header's value ends in a space",
+        rules_of([("x", "a ", "Exact")]),
+        "spec.traffic.match.headers[0].value",
+        "parted by one space",
+    ),
+    Refusal(
+        "a header is compared by prefix",
+        rules_of([("x", "a", "Prefix")]),
+        "spec.traffic.match.headers[0].type",
+        '"RegularExpression"',
+    ),
+    Refusal(
+        "a header's value is no regular expression",
+        rules_of([("x", "[a-", "RegularExpression")]),
+        "spec.traffic.match.headers[0]",
+        "mend it, or use type: Exact",
+        False,
+    ),
+    Refusal(
+        "testers' requests would be judged with the others",
+        NO_PROMETHEUS,
+        "spec.traffic.match",
+        "remove match before the steps begin",
+        False,
+    ),
+    Refusal(
+        "testers' requests would be judged with those that are mirrored",
+        both(NO_PROMETHEUS, put("rollout/steps", [{"weight": 0, "hold": "Indefinite"}])),
+        "spec.traffic.match",
+        "and no mirror",
+        False,
+    ),
+    # --- analysis ---
+    Refusal("alpha is a number", put("rollout/analysis/alpha", 0.05), f"{ANALYSIS}.alpha", "must be of type string"),
+    Refusal("alpha is a percentage", put("rollout/analysis/alpha", "5%"), f"{ANALYSIS}.alpha", 'such as "0.001"'),
+    Refusal("alpha is 0", put("rollout/analysis/alpha", "0.0"), f"{ANALYSIS}.alpha", "give one from 1e-9 to 0.5", False),
+    Refusal("alpha is 1", put("rollout/analysis/alpha", "1"), f"{ANALYSIS}.alpha", "give one from 1e-9 to 0.5", False),
+    Refusal(
+        "the canary must fail less than stable",
+        put("rollout/analysis/toleratedOdds", "0.9"),
+        f"{ANALYSIS}.toleratedOdds",
+        'give 1 ("no worse") to 100',
+        False,
+    ),
+    Refusal(
+        "all requests may fail",
+        put("rollout/analysis/maxErrorRate", "1"),
+        f"{ANALYSIS}.maxErrorRate",
+        "give a share below 1",
+        False,
+    ),
+    Refusal(
+        "no request may fail", put("rollout/analysis/maxErrorRate", "0"), f"{ANALYSIS}.maxErrorRate", "at least 0.000001", False
+    ),
+    Refusal(
+        "the canary must be faster than stable",
+        put("rollout/analysis/maxLatencyRatio", "1"),
+        f"{ANALYSIS}.maxLatencyRatio",
+        "give a ratio above 1",
+        False,
+    ),
+    Refusal(
+        "a request in flight is a stall",
+        put("rollout/analysis/stallAfter", "0s"),
+        f"{ANALYSIS}.stallAfter",
+        "give at least 1s",
+        False,
+    ),
+    Refusal(
+        "too little evidence has an unknown end",
+        put("rollout/analysis/onInconclusive", "Retry"),
+        f"{ANALYSIS}.onInconclusive",
+        'supported values: "Pause", "Promote", "Abort"',
+    ),
+    Refusal(
+        "Prometheus has no scheme",
+        put("rollout/analysis/prometheus/address", "prometheus:9090"),
+        f"{PROMETHEUS}.address",
+        "write http(s)://<host>",
+    ),
+    Refusal(
+        "Prometheus' address carries a password",
+        put("rollout/analysis/prometheus/address", "http://u:p@prometheus:9090"),
+        f"{PROMETHEUS}.address",
+        "write http(s)://<host>",
+    ),
+    Refusal(
+        "Prometheus' address carries a query",
+        put("rollout/analysis/prometheus/address", "http://prometheus:9090/?a=b"),
+        f"{PROMETHEUS}.address",
+        "[/<path>]",
+    ),
+    Refusal(
+        "Prometheus is asked nothing",
+        put("rollout/analysis/prometheus", {"address": "http://p"}),
+        PROMETHEUS,
+        "or metrics",
+        False,
+    ),
+    Refusal(
+        "failures are counted and requests are not",
+        drop("rollout/analysis/prometheus/requests"),
+        PROMETHEUS,
+        "give both counters, or neither",
+        False,
+    ),
+    Refusal(
+        "both versions have the same requests",
+        put("rollout/analysis/prometheus/requests", "sum(requests_total)"),
+        f"{PROMETHEUS}.requests",
+        "name {{version}} or {{service}} in it",
+        False,
+    ),
+    Refusal(
+        "both versions have the same failures",
+        put("rollout/analysis/prometheus/failures", "sum(failures_total)"),
+        f"{PROMETHEUS}.failures",
+        "name {{version}} or {{service}} in it",
+        False,
+    ),
+    Refusal(
+        "a counter's query has a window",
+        put("rollout/analysis/prometheus/requests", "increase(requests_total{v='{{version}}'}[{{window}}])"),
+        f"{PROMETHEUS}.requests",
+        "{{canaryService}}, {{version}}, {{service}}: name one of these",
+        False,
+    ),
+    Refusal(
+        "a metric's query has a misspelt variable",
+        put("rollout/analysis/prometheus/metrics/0/query", "latency{service='{{canaryservice}}'}"),
+        f"{PROMETHEUS}.metrics[0].query",
+        "{{canaryService}}, {{window}}: name one of these",
+        False,
+    ),
+    Refusal(
+        "a metric has no query",
+        put("rollout/analysis/prometheus/metrics/0/query", ""),
+        f"{PROMETHEUS}.metrics[0].query",
+        "at least 1 chars",
+    ),
+    Refusal(
+        "a metric has no bound",
+        drop("rollout/analysis/prometheus/metrics/0/max"),
+        f"{PROMETHEUS}.metrics[0]",
+        "give min, max or both",
+        False,
+    ),
+    Refusal(
+        "a metric's bounds leave nothing between them",
+        put("rollout/analysis/prometheus/metrics/1/min", "1.1"),
+        f"{PROMETHEUS}.metrics[1].min",
+        "lower min or raise max",
+        False,
+    ),
+    Refusal(
+        "a metric's bound is no number",
+        put("rollout/analysis/prometheus/metrics/0/max", "NaN"),
+        f"{PROMETHEUS}.metrics[0].max",
+        'such as "0.95" or "-1.5"',
+    ),
+    Refusal(
+        "a metric stands twice",
+        put("rollout/analysis/prometheus/metrics/1/name", "latency"),
+        f"{PROMETHEUS}.metrics[1]",
+        "Duplicate value",
+        False,
+    ),
+    Refusal(
+        "there are nine metrics",
+        put("rollout/analysis/prometheus/metrics", [metric(f"m{n}") for n in range(9)]),
+        f"{PROMETHEUS}.metrics",
+        "at most 8 items",
+    ),
+    # --- autoscaling ---
+    Refusal(
+        "replicas are given beside an autoscaler",
+        scaled(put("runtime/replicas", 2)),
+        "spec.runtime.replicas",
+        "autoscaling.minReplicas takes its place",
+        False,
+    ),
+    Refusal(
+        "an autoscaler goes by nothing",
+        scaled(both(drop("runtime/autoscaling/podMetrics"), drop("runtime/autoscaling/targetCPUUtilizationPercentage"))),
+        "spec.runtime.autoscaling",
+        "give targetCPUUtilizationPercentage, podMetrics or both",
+        False,
+    ),
+    Refusal(
+        "an autoscaler's least is above its most",
+        scaled(put("runtime/autoscaling/maxReplicas", 1)),
+        "spec.runtime.autoscaling.minReplicas",
+        "lower one or raise the other",
+        False,
+    ),
+    Refusal(
+        "an autoscaler may take all pods away",
+        scaled(put("runtime/autoscaling/minReplicas", 0)),
+        "spec.runtime.autoscaling.minReplicas",
+        "greater than or equal to 1",
+    ),
+    Refusal(
+        "CPU use is measured against no request",
+        scaled(drop("runtime/resources/requests/cpu")),
+        "spec.runtime.autoscaling",
+        "set resources.requests.cpu",
+        False,
+    ),
+    Refusal(
+        "an autoscaler aims at 0",
+        scaled(put("runtime/autoscaling/podMetrics/0/averageValue", "0m")),
+        "spec.runtime.autoscaling.podMetrics[0].averageValue",
+        "give an average above 0",
+        False,
+    ),
+    Refusal(
+        "an autoscaler aims at a number that is 0",
+        scaled(put("runtime/autoscaling/podMetrics/0/averageValue", 0)),
+        "spec.runtime.autoscaling.podMetrics[0].averageValue",
+        "give an average above 0",
+        False,
+    ),
+    Refusal(
+        "a metric of the pods has a dash",
+        scaled(put("runtime/autoscaling/podMetrics/0/name", "pending-requests")),
+        "spec.runtime.autoscaling.podMetrics[0].name",
+        "write the name of a metric",
     ),
     Refusal(
         "a step follows one that is never left",
@@ -696,19 +1085,62 @@ REFUSED_WHEN_CHANGED = [
 
 ALLOWED_CHANGES: list[tuple[str, Change]] = [
     ("an entry is added", lambda s: s["versions"].append(entry(3))),
-    ("an entry out of traffic is removed", both(drop("traffic/canary"), lambda s: s["versions"].pop(1))),
+    ("an entry out of traffic is removed", both(NO_CANARY, lambda s: s["versions"].pop(1))),
     ("entries are put in another order", lambda s: s["versions"].reverse()),
-    ("the canary is promoted", both(put("traffic/stable", 2), drop("traffic/canary"))),
+    ("the canary is promoted", both(NO_CANARY, put("traffic/stable", 2))),
     ("stable and canary change places", put("traffic", {"stable": 2, "canary": 1})),
-    ("the split changes", put("rollout/steps/0/weight", 50)),
+    ("a step's weight changes", put("rollout/steps/0/weight", 10)),
     ("the canary gets everything", put("rollout/steps", [{"weight": 100}])),
+    ("the split is fixed", put("rollout/steps", [{"weight": 10, "hold": "Indefinite"}])),
+    ("the last of the steps is a fixed split", put("rollout/steps/2", {"weight": 80, "hold": "Indefinite"})),
+    ("a step moves on at once", put("rollout/steps/0/hold", "0s")),
+    ("the rollout goes on", put("rollout/paused", False)),
+    ("an aborted canary is tried again", put("rollout/retryAt", "2026-02-01T08:30:00.5+01:00")),
+    ("the canary is judged by the defaults", both(drop("rollout/analysis"), drop("traffic/match"))),
+    (
+        "testers come first",
+        both(NO_PROMETHEUS, drop("traffic/mirror"), put("rollout/steps", [{"weight": 0, "hold": "Indefinite"}])),
+    ),
+    ("copies come first", both(NO_PROMETHEUS, drop("traffic/match"), put("rollout/steps/0/weight", 0))),
+    ("two headers are matched", rules_of([("x-canary", "a b", "Exact"), ("X-Team", "vision", "Exact")])),
+    (
+        "the analysis is as strict as can be",
+        both(
+            drop("traffic/match"),
+            put(
+                "rollout/analysis", {"alpha": "1e-9", "toleratedOdds": "1", "maxErrorRate": "0.000001", "maxLatencyRatio": "1.01"}
+            ),
+        ),
+    ),
+    (
+        "the analysis is as lax as can be",
+        both(
+            drop("traffic/match"),
+            put("rollout/analysis", {"alpha": "0.5", "toleratedOdds": "100", "maxErrorRate": "0.99", "maxLatencyRatio": "1000"}),
+        ),
+    ),
+    (
+        "only metrics come from Prometheus",
+        both(drop("rollout/analysis/prometheus/requests"), drop("rollout/analysis/prometheus/failures"), drop("traffic/match")),
+    ),
+    ("a metric may be one value only", put("rollout/analysis/prometheus/metrics/1/min", "1")),
+    ("the canary surges", both(put("rollout/surge", "Additional"), put("runtime/replicas", 1))),
+    ("an autoscaler takes over", scaled(put("routing/parentRefs/0/port", 80))),
+    (
+        "an autoscaler goes by CPU alone, measured against the limit",
+        scaled(both(drop("runtime/autoscaling/podMetrics"), put("runtime/resources", {"limits": {"cpu": 1}}))),
+    ),
+    (
+        "an autoscaler goes by a metric alone",
+        scaled(both(drop("runtime/autoscaling/targetCPUUtilizationPercentage"), drop("runtime/resources"))),
+    ),
     (
         "the runtime changes",
         both(put("runtime/replicas", 3), put("runtime/image", "localhost:5000/triton:1"), drop("runtime/env")),
     ),
     ("the builder changes", drop("builder")),
     ("the routing changes", put("routing/hostnames", ["other.example.com"])),
-    ("the routing goes with the canary", both(drop("routing"), drop("traffic/canary"), drop("rollout"))),
+    ("the routing goes with the canary", both(NO_CANARY, drop("routing"), drop("rollout"))),
     ("credentials move to another Secret", put("repository/credentialsSecretRef/name", "other")),
     ("the deletion policy changes", put("repository/deletionPolicy", "Retain")),
 ]
@@ -757,17 +1189,40 @@ def assert_refused(answer: Any, field: str, says: str) -> None:
         assert "rule evaluation error" not in cause["message"], f"a rule breaks instead of refusing: {cause}"
 
 
-def test_a_spec_with_every_field_and_64_versions_is_accepted_within_the_cost_budget(api: ApiServer, name: str) -> None:
-    answer = create(api, name, full_spec(versions=MAX_VERSIONS), dryRun="All")
+def largest(spec: dict[str, Any]) -> None:
+    """Every list of the rollout and of the traffic at its full length, and what costs most to check at its own."""
+    spec["rollout"]["steps"] = [{"weight": n, "hold": "99999h99999m99999s"} for n in range(15)] + [{"weight": 100}]
+    value = "(a|b)*" * 170
+    rules_of([(f"x-{n}".ljust(256, "x"), value, "RegularExpression") for n in range(8)])(spec)
+    query = "{{service}}+" * 170
+    spec["rollout"]["analysis"]["prometheus"] |= {"requests": query, "failures": query}
+    spec["rollout"]["analysis"]["prometheus"]["metrics"] = [
+        {"name": f"m{n}", "query": "{{stable}}+" * 186, "min": "-1e-99", "max": "1"} for n in range(8)
+    ]
+
+
+@pytest.mark.parametrize("change", [pytest.param(lambda _: None, id="usual"), pytest.param(largest, id="largest")])
+def test_a_spec_with_every_field_and_64_versions_is_accepted_within_the_cost_budget(
+    api: ApiServer, name: str, change: Change
+) -> None:
+    answer = create(api, name, changed(full_spec(versions=MAX_VERSIONS), change))
     assert answer.is_success, answer.text
     Spec.model_validate(answer.json()["spec"])
+    # The rules about changes have costs of their own.
+    answer = api.request("PUT", f"{COLLECTION}/{name}", answer.json())
+    assert answer.is_success, answer.text
 
 
-def test_the_full_spec_of_these_tests_leaves_no_field_out() -> None:
+def test_the_full_specs_of_these_tests_leave_no_field_out() -> None:
     """Else a field could lose its bounds or its meaning unseen."""
-    given = Spec.model_validate(full_spec())
-    unset = list(_unset_fields(given))
-    assert unset == []
+    unset = [set(_unset_fields(Spec.model_validate(spec))) for spec in (full_spec(), autoscaled_spec())]
+    assert unset == [{"spec.runtime.autoscaling"}, {"spec.runtime.replicas", "spec.rollout.surge"}]
+
+
+def test_an_autoscaled_spec_is_accepted(api: ApiServer, name: str) -> None:
+    answer = create(api, name, autoscaled_spec(), dryRun="All")
+    assert answer.is_success, answer.text
+    assert answer.json()["spec"] == autoscaled_spec()
 
 
 def _unset_fields(model: Any, path: str = "spec") -> Iterator[str]:

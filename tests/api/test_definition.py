@@ -111,7 +111,27 @@ def test_explain_teaches_what_a_version_is(api: ApiServer) -> None:
     for word in ("checkpoint", "architecture", "conversion", "verification", "triton", "-required-", "exported and gated"):
         assert word in told
     assert "sha256sum FILE" in api.kubectl("explain", "mdep.spec.versions.checkpoint.sha256").stdout
-    assert "Indefinite" in api.kubectl("explain", "mdep.spec.rollout.steps").stdout
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("rollout.steps", ("goes forward on evidence", "a fixed split", "hold", "weight")),
+        ("rollout", ("try again", "paused", "an alarm still aborts it", "Additional (default)", "kept for inspection")),
+        ("rollout.analysis", ("no worse", "toleratedOdds", "3/maxErrorRate", "Pause (default)", "Guard-rail")),
+        ("rollout.analysis.prometheus", ("In place of Triton's own counters", "{{service}}", "without credentials")),
+        ("rollout.analysis.prometheus.metrics", ("{{window}}", "Lowest value that is well")),
+        ("traffic", ("for testers", "its answers to them are dropped")),
+        ("traffic.match.headers", ("gRPC metadata is a header too", "RE2")),
+        ("runtime.autoscaling", ("Needs a metrics server", "Fewest pods of a version with all the traffic")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_explain_teaches_how_a_canary_goes_forward(api: ApiServer, field: str, words: tuple[str, ...]) -> None:
+    # kubectl breaks lines where it likes.
+    told = " ".join(api.kubectl("explain", f"mdep.spec.{field}").stdout.split())
+    for word in words:
+        assert word in told
 
 
 def test_columns_short_name_and_category(api: ApiServer) -> None:
@@ -156,9 +176,10 @@ def test_status_is_written_only_through_its_subresource(api: ApiServer) -> None:
 
 UNKNOWN = [
     ("spec.analysis", lambda spec: spec.update(analysis={})),
+    ("spec.rollout.analysis.interval", lambda spec: spec["rollout"]["analysis"].update(interval="1m")),
+    ("spec.rollout.steps[0].pause", lambda spec: spec["rollout"]["steps"][0].update(pause={})),
     ("spec.versions[0].triton.backend", lambda spec: spec["versions"][0]["triton"].update(backend="python")),
     ("spec.traffic.shadow", lambda spec: spec["traffic"].update(shadow=2)),
-    ("spec.rollout.paused", lambda spec: spec["rollout"].update(paused=True)),
     ("spec.runtime.hostNetwork", lambda spec: spec["runtime"].update(hostNetwork=True)),
 ]
 

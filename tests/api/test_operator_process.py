@@ -160,20 +160,20 @@ def test_a_spec_of_a_newer_release_is_refused_by_name_and_nothing_is_touched(
     """The CRD of tomorrow admits a field that this operator does not know: a condition names it, nothing is ignored."""
     newer = yaml.safe_load(CRD.read_text())
     schema = newer["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["rollout"]
-    schema["properties"]["analysis"] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    schema["properties"]["tomorrow"] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     bare.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", text=yaml.safe_dump(newer))
     start("newer")
     with model(bare, "newer") as look:
         eventually(lambda: condition(look(), "Ready").get("reason") == "Exporting", "the plain spec is taken")
 
         def patched() -> bool:
-            patch = '{"spec":{"rollout":{"steps":[{"weight":100}],"analysis":{"x":1}}}}'
+            patch = '{"spec":{"rollout":{"steps":[{"weight":100}],"tomorrow":{"x":1}}}}'
             bare.kubectl("patch", "mdep", "newer", "--type=merge", "-p", patch)
-            return "analysis" in look()["spec"].get("rollout", {})
+            return "tomorrow" in look()["spec"].get("rollout", {})
 
         eventually(patched, "the newer schema is served")
         told = eventually(lambda: condition(look(), "Stalled"), "it is refused")
         assert told["reason"] == "InvalidSpec"
-        assert "analysis" in told["message"]
+        assert "tomorrow" in told["message"]
         assert json.loads(bare.kubectl("get", "jobs", "-o", "json").stdout)["items"], "what there was is still there"
     bare.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from perch.builders.serving import METRICS
 from perch.crd import build_crd
+from perch.kube import CHILDREN, POD
+from perch.names import LABEL_COMPONENT, LABEL_MANAGED_BY, child_labels
 from perch.settings import read_settings
 from tests.chart.conftest import CHART, Helm, Render
 
@@ -26,7 +29,11 @@ EVERYTHING = {
     "serviceAccount": {"name": "operator", "annotations": {"a": "b"}},
     "log": {"level": "DEBUG", "format": "json"},
     "metrics": {"service": {"annotations": {"a": "b"}}, "serviceMonitor": {"create": True, "labels": {"release": "p"}}},
-    "networkPolicy": {"from": [{"namespaceSelector": {}}], "apiServerPorts": [8443]},
+    "networkPolicy": {
+        "from": [{"namespaceSelector": {}}],
+        "apiServerPorts": [8443],
+        "prometheus": {"ports": [9091], "to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}]},
+    },
     "gateway": {"create": True, "className": "envoy", "annotations": {"a": "b"}},
     "podAnnotations": {"a": "b"},
     "podLabels": {"a": "b"},
@@ -87,6 +94,16 @@ def test_the_operator_may_write_no_spec_and_no_pod(render: Render) -> None:
                 assert not {"update", "create", "delete", "deletecollection"} & set(rule["verbs"])
             if "pods" in rule["resources"]:
                 assert set(rule["verbs"]) == {"get", "list", "watch"}
+
+
+def test_the_operator_may_watch_all_kinds_of_children_and_write_all_but_pods(render: Render) -> None:
+    """A kind that it may not list would keep it from starting."""
+    (here,) = [role for role in of_kind(render(NAMESPACED), "Role") if role["metadata"]["namespace"] == "vision"]
+    rights = {(rule["apiGroups"][0], resource): rule["verbs"] for rule in here["rules"] for resource in rule["resources"]}
+    for kind in CHILDREN:
+        group = kind.api_version.rpartition("/")[0]
+        wanted = {"get", "list", "watch"} | (set() if kind is POD else {"create", "patch", "delete"})
+        assert set(rights[group, kind.plural]) == wanted, kind
 
 
 def test_kube_system_is_the_only_namespace_that_is_read(render: Render) -> None:
@@ -193,14 +210,41 @@ def test_everything_that_selects_the_operators_pods_finds_them(render: Render, v
         assert budget["spec"]["selector"]["matchLabels"].items() <= labels
 
 
-def test_the_network_policy_lets_the_operator_speak_with_dns_and_the_api_server_only(render: Render) -> None:
+def test_the_network_policy_lets_the_operator_speak_with_dns_the_api_server_its_pods_and_prometheus_only(render: Render) -> None:
     policy = only(render(EVERYTHING), "NetworkPolicy")["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
-    ports = [(port["protocol"], port["port"]) for rule in policy["egress"] for port in rule["ports"]]
-    assert ports == [("UDP", 53), ("TCP", 53), ("TCP", 8443)]
+    assert policy["egress"] == [
+        {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]},
+        {"ports": [{"port": 8443, "protocol": "TCP"}]},
+        {
+            "ports": [{"port": METRICS, "protocol": "TCP"}],
+            "to": [
+                {
+                    "namespaceSelector": {},
+                    "podSelector": {"matchLabels": {LABEL_MANAGED_BY: "perch", LABEL_COMPONENT: "triton"}},
+                }
+            ],
+        },
+        {"ports": [{"port": 9091, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}]},
+    ]
     assert policy["ingress"] == [
         {"ports": [{"port": "http", "protocol": "TCP"}], "from": [{"namespaceSelector": {}}]},
     ]
+
+
+def test_prometheus_may_be_anywhere_by_default_and_nowhere_without_ports(render: Render) -> None:
+    def ways_out(values: dict[str, Any]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = only(render(values), "NetworkPolicy")["spec"]["egress"]
+        return found
+
+    usual = ways_out({})
+    assert usual[-1] == {"ports": [{"port": 9090, "protocol": "TCP"}]}
+    assert ways_out({"networkPolicy": {"prometheus": {"ports": []}}}) == usual[:-1]
+
+
+def test_the_network_policy_finds_triton_pods_as_they_are_labelled(render: Render) -> None:
+    (peer,) = next(rule["to"] for rule in only(render(), "NetworkPolicy")["spec"]["egress"] if "to" in rule)
+    assert peer["podSelector"]["matchLabels"].items() <= child_labels("digits", "triton", 1).items()
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

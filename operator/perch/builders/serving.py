@@ -43,8 +43,14 @@ def build_deployment(
     revision: str,
     artifact_digest: str,
     installation: Installation,
+    *,
+    replicas: int | None = None,
 ) -> dict[str, Any]:
-    """The Deployment of one published version. Rolling updates surge: a pod leaves only when its successor has proven itself."""
+    """The Deployment of one published version. Rolling updates surge: a pod leaves only when its successor has proven itself.
+
+    `replicas`: pods; runtime.replicas if omitted. Always written: a server-side apply that no longer names what a former one did
+    resets it to 1, so beside an autoscaler the present number must be given.
+    """
     runtime = spec.runtime
     dump = runtime.model_dump(mode="json", by_alias=True, exclude_none=True)
     model = spec.model_name or identity.name
@@ -181,6 +187,7 @@ def build_deployment(
             },
         }
     )
+    content = serving_hash(revision, artifact_digest, spec)
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -188,18 +195,16 @@ def build_deployment(
             identity,
             serving_name(identity.name, entry.version),
             labels,
-            {
-                ANNOTATION_REVISION: revision,
-                ANNOTATION_SERVING_HASH: serving_hash(revision, artifact_digest, spec),
-            },
+            {ANNOTATION_REVISION: revision, ANNOTATION_SERVING_HASH: content},
         ),
         "spec": {
-            "replicas": runtime.replicas,
+            "replicas": runtime.replicas if replicas is None else replicas,
             "revisionHistoryLimit": 2,
             "progressDeadlineSeconds": PROGRESS_DEADLINE_SECONDS,
             "selector": {"matchLabels": pod_selector(identity.name, entry.version)},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-            "template": {"metadata": {"labels": labels}, "spec": pod},
+            # The pods carry it, so that the trouble of one that is being replaced is not taken for its successor's.
+            "template": {"metadata": {"labels": labels, "annotations": {ANNOTATION_SERVING_HASH: content}}, "spec": pod},
         },
     }
 

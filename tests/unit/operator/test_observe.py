@@ -10,8 +10,8 @@ import pytest
 from perch.cache import Cache
 from perch.execute import execute
 from perch.kube import DEPLOYMENT, ApiError
-from perch.observe import pod_words, route_facts
-from perch.observed import Identity, matches
+from perch.observe import observe, pod_trouble, pod_words, route_facts, serving_facts
+from perch.observed import Identity, PodTrouble, matches
 from perch.plan import Apply, Delete
 from perch.reconcile import Queue
 from perch_exporter.contract import ErrorReport, Outcome, Reason, Step, Summary
@@ -36,6 +36,16 @@ def voice(accepted: str = "True", resolved: str = "True", generation: int = 2, *
     return {"parentRef": {**PARENT, **ref}, "conditions": conditions}
 
 
+def partly(generation: int = 2, status: str = "True") -> dict[str, Any]:
+    condition = {
+        "type": "PartiallyInvalid",
+        "status": status,
+        "reason": "UnsupportedValue",
+        "message": "Dropped Rule(s) [2 3]: …",
+    }
+    return {**voice(), "conditions": [*voice()["conditions"], {**condition, "observedGeneration": generation}]}
+
+
 @pytest.mark.parametrize(
     ("parents", "accepted", "reason"),
     [
@@ -47,6 +57,9 @@ def voice(accepted: str = "True", resolved: str = "True", generation: int = 2, *
         pytest.param([voice(name="other")], False, "AwaitingGateway", id="another Gateway spoke"),
         pytest.param([voice(namespace="elsewhere")], False, "AwaitingGateway", id="a Gateway of the same name elsewhere spoke"),
         pytest.param([voice(generation=1), voice()], True, "Accepted", id="a former controller's entry lingers"),
+        pytest.param([partly()], False, "UnsupportedValue", id="the Gateway left out rules that it does not understand"),
+        pytest.param([partly(generation=1)], True, "Accepted", id="the Gateway left out rules of the former generation"),
+        pytest.param([partly(status="False")], True, "Accepted", id="the Gateway left out nothing and says so"),
     ],
 )
 def test_a_route_is_accepted_when_each_gateway_has_taken_in_this_very_generation(
@@ -110,6 +123,259 @@ TOLD = Summary(
 )
 def test_a_pods_own_words(status: dict[str, Any], words: str | None) -> None:
     assert pod_words({"metadata": {}, "status": status}) == words
+
+
+MISMATCH = Summary(
+    outcome=Outcome.FAILED,
+    error=ErrorReport(
+        reason=Reason.GOLDEN_MISMATCH, message="digits version 2 differs: 3.1 > 0.001", retryable=False, step=Step.GOLDEN
+    ),
+).to_json()
+CRASH = {"exitCode": 134, "message": "loading\nabort: no kernel image", "startedAt": "2026-01-01T10:00:00Z"}
+SHORT, LONG = {**CRASH, "finishedAt": "2026-01-01T10:00:30Z"}, {**CRASH, "finishedAt": "2026-01-01T12:00:00Z"}
+KILLED_FOR_MEMORY = {**SHORT, "exitCode": 137, "reason": "OOMKilled"}
+RUNS = {"running": {"startedAt": "2026-01-01T12:00:02Z"}}
+BACKING_OFF = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}}
+AT_LAST_END, LATER = "2026-01-01T12:00:01Z", "2026-01-01T12:30:00Z"
+
+
+def pod(
+    triton: dict[str, Any] | None = None, golden: dict[str, Any] | None = None, unready_since: str = AT_LAST_END, **more: Any
+) -> dict[str, Any]:
+    """A pod whose containers run and are ready, but for what is told."""
+    containers = [
+        {"name": name, "ready": True, "started": True, "restartCount": 0, "state": RUNS, **(told or {})}
+        for name, told in (("triton", triton), ("golden", golden))
+    ]
+    ready = all(c["ready"] for c in containers)
+    condition = {
+        "type": "Ready",
+        "status": "True" if ready else "False",
+        "lastTransitionTime": unready_since,
+        "message": "" if ready else "containers with unready status",
+    }
+    return {
+        "metadata": {"name": "digits-v2-a"},
+        "status": {"phase": "Running", "conditions": [condition], "containerStatuses": containers, **more},
+    }
+
+
+def unready(**more: Any) -> dict[str, Any]:
+    return {"ready": False, **more}
+
+
+def unschedulable(name: str = "digits-v2-a") -> dict[str, Any]:
+    condition = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": "0/3 nodes: 3 no nvidia.com/gpu",
+    }
+    return {"metadata": {"name": name}, "status": {"phase": "Pending", "conditions": [condition]}}
+
+
+@pytest.mark.parametrize(
+    ("found", "reason", "words"),
+    [
+        pytest.param(pod(), None, "", id="all is well"),
+        pytest.param({"metadata": {"name": "a"}}, None, "", id="nothing is known yet"),
+        pytest.param(pod(unready(), unready()), None, "", id="it starts"),
+        pytest.param(pod(golden=unready()), None, "", id="Triton is ready and the golden check still runs"),
+        pytest.param(
+            pod(unready(state={"waiting": {"reason": "ContainerCreating"}}), unready()), None, "", id="its containers are made"
+        ),
+        # --- wrong answers ---
+        pytest.param(
+            pod(golden=unready(state={"terminated": {"exitCode": 3, "message": MISMATCH}})),
+            "GoldenMismatch",
+            "digits version 2 differs: 3.1 > 0.001",
+            id="the answers differ",
+        ),
+        pytest.param(
+            pod(golden=unready(state=BACKING_OFF, lastState={"terminated": {"exitCode": 3, "message": MISMATCH}})),
+            "GoldenMismatch",
+            "3.1 > 0.001",
+            id="the answers differed and the check waits for its next turn",
+        ),
+        pytest.param(
+            pod(golden=unready(restartCount=1, lastState={"terminated": {"exitCode": 3, "message": MISMATCH}})),
+            "GoldenMismatch",
+            "3.1 > 0.001",
+            id="the answers differed and the check runs again",
+        ),
+        pytest.param(
+            pod(golden={"restartCount": 1, "lastState": {"terminated": {"exitCode": 3, "message": MISMATCH}}}),
+            None,
+            "",
+            id="the answers differed and now agree",
+        ),
+        pytest.param(
+            pod(golden=unready(state={"terminated": {"exitCode": 3, "message": TOLD}})),
+            None,
+            "",
+            id="the check could not read the artefact, which the progress deadline ends",
+        ),
+        pytest.param(
+            pod(triton=unready(state={"terminated": {"exitCode": 3, "message": MISMATCH}})),
+            None,
+            "",
+            id="an image of the user's own speaks in the check's words",
+        ),
+        # --- memory ---
+        pytest.param(
+            pod(unready(state={"terminated": KILLED_FOR_MEMORY})),
+            "OutOfMemory",
+            "runtime.resources.limits.memory",
+            id="memory ran out",
+        ),
+        pytest.param(
+            pod(unready(restartCount=1, lastState={"terminated": KILLED_FOR_MEMORY})),
+            "OutOfMemory",
+            "raise",
+            id="memory ran out and Triton loads again",
+        ),
+        pytest.param(
+            pod(unready(restartCount=7, state=BACKING_OFF, lastState={"terminated": KILLED_FOR_MEMORY})),
+            "OutOfMemory",
+            "raise",
+            id="memory runs out again and again, which is more than a crash loop says",
+        ),
+        pytest.param(
+            pod({"restartCount": 3, "lastState": {"terminated": KILLED_FOR_MEMORY}}),
+            None,
+            "",
+            id="memory ran out and the pod is over it",
+        ),
+        pytest.param(
+            pod(unready(restartCount=1, lastState={"terminated": KILLED_FOR_MEMORY}), unready_since=LATER),
+            "NotReady",
+            LATER,
+            id="memory ran out once, it was ready again, and is not",
+        ),
+        # --- crashes ---
+        pytest.param(pod(unready(state={"terminated": SHORT})), None, "", id="one crash is none"),
+        pytest.param(
+            pod(unready(restartCount=1, lastState={"terminated": SHORT})), None, "", id="one crash and Triton loads again"
+        ),
+        pytest.param(
+            pod(unready(restartCount=1, state=BACKING_OFF, lastState={"terminated": SHORT})),
+            "CrashLoop",
+            "triton crashes again and again, last with code 134: abort: no kernel image",
+            id="the kubelet backs off",
+        ),
+        pytest.param(
+            pod(unready(restartCount=3, state=BACKING_OFF)),
+            "CrashLoop",
+            "again and again",
+            id="a crash of which nothing is known",
+        ),
+        pytest.param(
+            pod(unready(restartCount=2, lastState={"terminated": SHORT})),
+            "CrashLoop",
+            "code 134",
+            id="the third start within minutes",
+        ),
+        pytest.param(
+            pod(unready(restartCount=2, lastState={"terminated": LONG})), None, "", id="the third start, after a run of hours"
+        ),
+        pytest.param(pod({"restartCount": 9, "lastState": {"terminated": SHORT}}), None, "", id="many restarts and ready now"),
+        # --- what only keeps from work ---
+        pytest.param(unschedulable(), "Unschedulable", "0/3 nodes: 3 no nvidia.com/gpu", id="no node has room"),
+        pytest.param(
+            pod(unready(), unready_since=LATER),
+            "NotReady",
+            f"not ready since {LATER}: containers with unready status",
+            id="it was ready and is not",
+        ),
+        pytest.param(
+            pod(unready(restartCount=1, lastState={"terminated": SHORT}), unready_since=LATER),
+            "NotReady",
+            LATER,
+            id="it had a crash, was ready again, and is not",
+        ),
+        pytest.param(pod(unready_since=LATER), None, "", id="its containers are ready, the node is not"),
+    ],
+)
+def test_what_speaks_against_a_version(found: dict[str, Any], reason: str | None, words: str) -> None:
+    trouble = pod_trouble(found)
+    assert (trouble.reason if trouble else None) == reason
+    if trouble:
+        assert trouble.message.startswith("pod digits-v2-a: ")
+        assert words in trouble.message
+
+
+LABELS = {"serving.perch.dev/component": "triton", "serving.perch.dev/version": "2"}
+
+
+def deployment(content: str | None = "h2") -> dict[str, Any]:
+    template = {"metadata": {"annotations": {"serving.perch.dev/serving-hash": content}} if content else {}}
+    return {"metadata": {"name": "digits-v2", "labels": LABELS}, "spec": {"replicas": 2, "template": template}}
+
+
+def of_version(found: dict[str, Any], content: str | None = "h2", **more: Any) -> dict[str, Any]:
+    annotations = {"annotations": {"serving.perch.dev/serving-hash": content}} if content else {}
+    return {**found, "metadata": {**found["metadata"], "labels": LABELS, **annotations, **more}}
+
+
+CRASHES = pod(unready(restartCount=5, state=BACKING_OFF, lastState={"terminated": SHORT}))
+DIFFERS = pod(golden=unready(state={"terminated": {"exitCode": 3, "message": MISMATCH}}))
+
+
+@pytest.mark.parametrize(
+    ("pods", "content", "reason"),
+    [
+        pytest.param([], "h2", None, id="no pods"),
+        pytest.param([of_version(unschedulable()), of_version(CRASHES)], "h2", "CrashLoop", id="a crash before a lack of room"),
+        pytest.param([of_version(CRASHES), of_version(DIFFERS)], "h2", "GoldenMismatch", id="wrong answers before a crash"),
+        pytest.param([of_version(CRASHES, "h1")], "h2", None, id="a crash of the template that is being replaced"),
+        pytest.param([of_version(CRASHES, None)], "h2", None, id="a crash of a template that a former release rendered"),
+        pytest.param(
+            [of_version(CRASHES, None)], None, "CrashLoop", id="a template that a former release rendered and still stands"
+        ),
+        pytest.param(
+            [of_version(CRASHES, deletionTimestamp="2026-01-01T12:00:00Z")], "h2", None, id="a crash of a pod that is going"
+        ),
+        pytest.param(
+            [of_version({**CRASHES, "status": {**CRASHES["status"], "phase": "Failed"}})],
+            "h2",
+            None,
+            id="an evicted pod's last state",
+        ),
+        pytest.param(
+            [
+                of_version(CRASHES)
+                | {"metadata": {**of_version(CRASHES)["metadata"], "labels": {**LABELS, "serving.perch.dev/version": "1"}}}
+            ],
+            "h2",
+            None,
+            id="a crash of another version",
+        ),
+    ],
+)
+def test_a_versions_trouble_is_the_most_serious_of_its_present_pods(
+    pods: list[dict[str, Any]], content: str | None, reason: str | None
+) -> None:
+    trouble = serving_facts(deployment(content), pods).trouble
+    assert (trouble.reason if trouble else None) == reason
+
+
+def test_the_trouble_of_many_pods_is_told_the_same_whatever_their_order() -> None:
+    pods = [of_version(unschedulable(name)) for name in ("digits-v2-c", "digits-v2-a", "digits-v2-b")]
+    told = {serving_facts(deployment(), order).trouble for order in (pods, pods[::-1])}
+    assert told == {PodTrouble("Unschedulable", "pod digits-v2-a: 0/3 nodes: 3 no nvidia.com/gpu")}
+
+
+def test_every_kind_of_child_is_seen_and_those_of_a_former_owner_are_not() -> None:
+    cache = Cache(None, (), lambda _: None)  # type: ignore[arg-type]
+    for uid, name in (("uid-1", "digits-v1"), ("uid-0", "digits-v7")):
+        labels = {"serving.perch.dev/model-deployment": "digits", "serving.perch.dev/version": "1"}
+        meta = {"name": name, "namespace": "vision", "labels": labels, "ownerReferences": [{"uid": uid, "controller": True}]}
+        for kind in ("Service", "PodDisruptionBudget", "HorizontalPodAutoscaler"):
+            cache.absorb({"kind": kind, "metadata": meta, "spec": {"of": kind}})
+    seen = observe(cache, ("vision", "digits"), "uid-1")
+    assert dict(seen.services) == {"digits-v1": {"of": "Service"}}
+    assert dict(seen.budgets) == {"digits-v1": {"of": "PodDisruptionBudget"}}
+    assert dict(seen.autoscalers) == {"digits-v1": {"of": "HorizontalPodAutoscaler"}}
 
 
 def test_what_the_server_or_others_add_is_no_drift_and_what_they_change_is() -> None:

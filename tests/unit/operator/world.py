@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from perch.api import GROUP, Phase, Spec, Status
+from perch.api import GROUP, Phase, Spec, Status, Tally
 from perch.builders.route import read_weights
+from perch.evidence import Batch, Gathered
 from perch.names import ANNOTATION_REVISION, ANNOTATION_SERVING_HASH, LABEL_COMPONENT, LABEL_VERSION
 from perch.observed import Identity, Installation, JobFacts, JobState, Observed, RouteFacts, ServingFacts
 from perch.plan import Apply, Delete, Plan, Scale, SetFinalizer, plan
@@ -33,7 +34,7 @@ def entry(version: int, **more: Any) -> dict[str, Any]:
 
 
 def spec(*versions: int, stable: int = 1, canary: int | None = None, weight: int = 10, **more: Any) -> Spec:
-    """A spec with these versions; `more` replaces whole top-level fields."""
+    """A spec with these versions and a fixed split; `more` replaces whole top-level fields."""
     step = {"weight": weight, "hold": "Indefinite"} if weight < 100 else {"weight": 100}
     return Spec.model_validate(
         {
@@ -70,6 +71,9 @@ class World:
     rendered: list[str] = field(default_factory=list)
     """Names of Deployments that were rendered (not scaled), in order."""
     plans: list[Plan] = field(default_factory=list)
+    autoscalers: dict[str, Any] = field(default_factory=dict)
+    gathered: Gathered | None = None
+    gathering_since: datetime = START
 
     @property
     def identity(self) -> Identity:
@@ -90,6 +94,8 @@ class World:
             route=self.route,
             gateway_api=self.gateway_api,
             namespace_terminating=self.namespace_terminating,
+            autoscalers=dict(self.autoscalers),
+            gathered=self.gathered,
         )
 
     def think(self) -> Plan:
@@ -105,18 +111,54 @@ class World:
             self.status = Status.model_validate(decided.status.model_dump(by_alias=True, mode="json"))
         return decided
 
-    def settle(self, passes: int = 60) -> None:
-        """Let everything go well, time included, until a pass changes nothing and waits for nothing."""
+    def feed(self, stable: tuple[int, int] = (900, 0), canary: tuple[int, int] = (100, 0), seconds: int = 3, **more: Any) -> None:
+        """Traffic for some seconds, as the gatherer would report it: requests and failures of each version. Only where the last
+        pass asked for it."""
+        aim = self.plans[-1].aim
+        since, self.now = self.now, self.now + timedelta(seconds=seconds)
+        if aim is None:
+            self.gathered = None
+            return
+        batch = Batch(
+            since,
+            self.now,
+            Tally(requests=stable[0], failures=stable[1]) if aim.stable is not None else Tally(),
+            Tally(requests=canary[0], failures=canary[1]),
+            **more,
+        )
+        former = self.gathered.batches if self.gathered and self.gathered.epoch == aim.epoch else ()
+        self.gathered = Gathered(aim.epoch, self.gathering_since, (*former, batch))
+
+    def restart(self) -> None:
+        """The operator dies and starts again: what it had gathered and not written down is lost."""
+        self.gathered, self.gathering_since = None, self.now
+
+    def settle(self, passes: int = 120) -> None:
+        """Let everything go well, time and traffic included, until a pass changes nothing and waits for nothing."""
         for _ in range(passes):
             before = self.status
             decided = self.step()
             moved = self.go_well()
-            if decided.actions or moved or self.status != before:
+            if decided.actions or moved or (self.status.step, self.status.conditions) != (before.step, before.conditions):
+                continue
+            if decided.aim is not None and decided.wake_at is not None:
+                self.feed((3600, 0), (400, 0), seconds=30)
                 continue
             if decided.wake_at is None:
                 return
             self.now = max(self.now + timedelta(seconds=1), decided.wake_at)
         raise AssertionError(f"never settles: {decided.actions} {decided.wake_at}")
+
+    def settle_pods(self) -> None:
+        """Jobs succeed and pods become ready, whatever the Gateway does."""
+        for _ in range(6):
+            self.step()
+            self.go_well()
+
+    def go_well_except_pods(self) -> None:
+        for name, job in self.jobs.items():
+            if job.state is JobState.RUNNING:
+                self.finish(name)
 
     def go_well(self) -> bool:
         """Jobs succeed, pods become ready, the Gateway accepts. Returns whether anything moved."""
@@ -185,6 +227,8 @@ class World:
                 self.services.pop(name, None)
             case Delete(kind="PodDisruptionBudget", name=name):
                 self.budgets.pop(name, None)
+            case Delete(kind="HorizontalPodAutoscaler", name=name):
+                self.autoscalers.pop(name, None)
             case Delete(kind="HTTPRoute"):
                 self.route = None
             case SetFinalizer(present=present):
@@ -220,6 +264,9 @@ class World:
 
     def _apply_poddisruptionbudget(self, body: dict[str, Any], meta: dict[str, Any]) -> None:
         self.budgets[meta["name"]] = body["spec"]
+
+    def _apply_horizontalpodautoscaler(self, body: dict[str, Any], meta: dict[str, Any]) -> None:
+        self.autoscalers[meta["name"]] = body["spec"]
 
     def _apply_httproute(self, body: dict[str, Any], meta: dict[str, Any]) -> None:
         weights = read_weights(body["spec"], "digits")

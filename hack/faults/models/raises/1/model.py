@@ -1,0 +1,6 @@
+"""Raises an exception instead of answering."""
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        raise RuntimeError("an exception of the model's own")

@@ -1,0 +1,196 @@
+"""Counters of a Triton pod, or of a Prometheus server, and the honest difference between two looks at them. Pure.
+
+Stands between `gather`, which asks, and `judge`, which takes the differences in. A difference that might ascribe a request to the
+wrong version or moment is not made at all (None): to look again costs seconds, while an invented failure could abort a canary.
+What each failure looks like in these counters, and which are in none of them: docs/evidence.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from perch.api import Tally
+from perch.evidence import Batch
+
+MAX_SKEW = timedelta(milliseconds=250)
+"""Pods that are read further apart than this tell of different moments: when something common to both versions begins to fail in
+between, one version seems to fail alone. docs/judging.md has what the simulation says of it."""
+
+SUCCESS = "nv_inference_request_success"
+FAILURE = "nv_inference_request_failure"
+PENDING = "nv_inference_pending_request_count"
+REQUEST_TIME = "nv_inference_request_duration_us"
+QUEUE_TIME = "nv_inference_queue_duration_us"
+_NAMES = (SUCCESS, FAILURE, PENDING, REQUEST_TIME, QUEUE_TIME)
+CANCELED = "CANCELED"
+"""Triton counts a request that its client gave up as a failure with this reason."""
+
+
+class CountersError(Exception):
+    """The counters cannot be used; the text says what is missing. Holds nothing of what the other side wrote."""
+
+
+@dataclass(frozen=True)
+class Counters:
+    """One version of one model in one Triton, since that Triton started."""
+
+    succeeded: int
+    failed: int
+    cancelled: int
+    pending: int
+    """Requests in hand now; the others only grow."""
+    request_microseconds: int
+    queue_microseconds: int
+
+
+@dataclass(frozen=True)
+class PodScrape:
+    pod: str
+    """The pod and the start of its Triton: counters begin at zero with each."""
+    version: int
+    counters: Counters
+
+
+@dataclass(frozen=True)
+class Scrape:
+    """One look at all pods. Read the canary's pods first, then stable's: see `difference`."""
+
+    since: datetime
+    until: datetime
+    pods: tuple[PodScrape, ...]
+
+    @property
+    def skewed(self) -> bool:
+        """Whether the look took too long to be a look at one moment."""
+        return self.until - self.since > MAX_SKEW
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What Prometheus said at one moment. The four queries must be asked for the same moment."""
+
+    at: datetime
+    stable_requests: float
+    stable_failures: float
+    canary_requests: float
+    canary_failures: float
+
+
+def parse_counters(text: str, model: str, version: int) -> Counters:
+    """Read what Triton's metrics endpoint answered. Raises CountersError.
+
+    A version whose instances run on several GPUs has a line for each, told apart by gpu_uuid: they are added up.
+    """
+    sums: dict[str, float] = {}
+    cancelled = 0.0
+    try:
+        for name, labels, value in _samples(text, model):
+            if labels.get("model") != model or labels.get("version") != str(version):
+                continue
+            if not math.isfinite(value):
+                raise CountersError(f"{name} of model {model}, version {version} is no number")
+            if name == FAILURE and labels.get("reason") == CANCELED:
+                cancelled += value
+            sums[name] = sums.get(name, 0.0) + value
+    except (ValueError, KeyError, IndexError):
+        raise CountersError("the text is not in Prometheus' format") from None
+    missing = [name for name in _NAMES if name not in sums]
+    if missing:
+        raise CountersError(f"no {', '.join(missing)} of model {model}, version {version}")
+    return Counters(
+        succeeded=round(sums[SUCCESS]),
+        failed=round(sums[FAILURE] - cancelled),
+        cancelled=round(cancelled),
+        pending=max(0, round(sums[PENDING])),
+        request_microseconds=round(sums[REQUEST_TIME]),
+        queue_microseconds=round(sums[QUEUE_TIME]),
+    )
+
+
+def _samples(text: str, model: str) -> Iterable[tuple[str, dict[str, str], float]]:
+    """The samples that may be the model's. Only their lines are parsed: a Triton tells much else, and every few seconds."""
+    mark = f'"{model}"'
+    lines = "".join(f"{line}\n" for line in text.splitlines() if line.startswith(_NAMES) and mark in line)
+    for family in text_string_to_metric_families(lines):
+        for sample in family.samples:
+            yield sample.name, sample.labels, sample.value
+
+
+def difference(before: Scrape, after: Scrape, canary: int) -> Batch | None:
+    """What happened between two looks; every version but `canary` counts as stable. None where it cannot be told:
+
+    a pod came, went or restarted; a counter went back; a look took too long. Then the later look is the next one's `before`,
+    unless it is the skewed one.
+
+    When the canary is read before stable, stable's failures are never behind the canary's. A failure of something that both
+    depend on then shows in stable's counters at the same look or an earlier one, and does not look like the canary's own.
+    """
+    if before.skewed or after.skewed:
+        return None
+    earlier = {pod.pod: pod for pod in before.pods}
+    if {(pod.pod, pod.version) for pod in before.pods} != {(pod.pod, pod.version) for pod in after.pods}:
+        return None
+    stable, candidate, pending, stable_pending = Tally(), Tally(), 0, 0
+    for pod in after.pods:
+        tally = _grown(earlier[pod.pod].counters, pod.counters)
+        if tally is None:
+            return None
+        if pod.version == canary:
+            candidate, pending = add(candidate, tally), pending + pod.counters.pending
+        else:
+            stable, stable_pending = add(stable, tally), stable_pending + pod.counters.pending
+    return Batch(before.until, after.until, stable, candidate, pending, stable_pending)
+
+
+def _grown(before: Counters, after: Counters) -> Tally | None:
+    grown = {f.name: getattr(after, f.name) - getattr(before, f.name) for f in fields(Counters) if f.name != "pending"}
+    if min(grown.values()) < 0:
+        return None
+    return Tally(
+        requests=grown["succeeded"] + grown["failed"],
+        failures=grown["failed"],
+        cancellations=grown["cancelled"],
+        request_microseconds=grown["request_microseconds"],
+        queue_microseconds=grown["queue_microseconds"],
+    )
+
+
+def counter_batch(before: Totals, after: Totals) -> Batch | None:
+    """What happened between two answers of Prometheus; None where a counter went back or is no number.
+
+    Raises CountersError where the queries do not fit together. Prometheus tells neither times, cancellations nor what is pending:
+    latency, cancellations and stalls are not judged by it.
+    """
+    stable = _counted(before.stable_requests, before.stable_failures, after.stable_requests, after.stable_failures)
+    candidate = _counted(before.canary_requests, before.canary_failures, after.canary_requests, after.canary_failures)
+    if stable is None or candidate is None:
+        return None
+    return Batch(before.at, after.at, stable, candidate)
+
+
+def _counted(requests: float, failures: float, later_requests: float, later_failures: float) -> Tally | None:
+    if not all(map(math.isfinite, (requests, failures, later_requests, later_failures))):
+        return None
+    if failures > requests or later_failures > later_requests:
+        raise CountersError("failures exceed requests: the requests query must count failed ones too")
+    grown, failed = round(later_requests - requests), round(later_failures - failures)
+    if grown < 0 or failed < 0:
+        return None
+    # A failure may be counted before its request is, by the width of a scrape.
+    return Tally(requests=max(grown, failed), failures=failed)
+
+
+def add(one: Tally, other: Tally) -> Tally:
+    """Both together."""
+    return Tally(
+        requests=one.requests + other.requests,
+        failures=one.failures + other.failures,
+        cancellations=one.cancellations + other.cancellations,
+        request_microseconds=one.request_microseconds + other.request_microseconds,
+        queue_microseconds=one.queue_microseconds + other.queue_microseconds,
+    )

@@ -1,0 +1,143 @@
+"""The planner: one pure function from spec, status, observed children and the time to actions, status and the next wake-up.
+
+No client, clock, randomness, log or environment here. Any pass may be repeated, or die between two of its writes: each decision
+is taken anew from what is observed, and every name derives from identity and content. What a pass must remember (a published
+digest, when a retry is due, when a version was drained) stands in status; where status is lost it is found again from the
+children or from the repository, which publishes a thing once.
+
+The parts: `exports` (versions become artefacts), `rollout` (what the canary gets), `servings` (pods), `routing` (weights, and
+what leaves), `removal` (what left the spec). `traffic` has the last word on weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from perch.api import DeletionPolicy, Spec, Status, VersionStatus, Weights, WeightStatus
+from perch.names import FINALIZER, serving_name
+from perch.observed import Identity, Installation, Observed
+from perch.plan.context import Action, Apply, Context, Delete, Plan, Scale, SetFinalizer, say_invalid
+from perch.plan.exports import plan_export
+from perch.plan.removal import plan_deletion, plan_removed
+from perch.plan.rollout import Progress, canary_replicas, decide_rollout, full_replicas, stable_replicas
+from perch.plan.routing import plan_retirement, plan_route
+from perch.plan.servings import plan_serving, readiness, sweep
+from perch.status import Facts, VersionFacts, build_conditions
+from perch.traffic import decide_weights
+
+__all__ = ["Action", "Apply", "Delete", "Plan", "Scale", "SetFinalizer", "plan", "plan_invalid", "say_invalid"]
+
+
+def plan(identity: Identity, spec: Spec, status: Status, observed: Observed, installation: Installation, now: datetime) -> Plan:
+    """Decide what to do now. `now` has a time zone and whole seconds."""
+    ctx = Context(identity, spec, status, observed, installation, now)
+    if identity.deleting_since is not None:
+        return plan_deletion(ctx, identity.deleting_since)
+    wants_finalizer = spec.repository.deletion_policy is DeletionPolicy.DELETE
+    if wants_finalizer != (FINALIZER in identity.finalizers):
+        ctx.actions.append(SetFinalizer(wants_finalizer))
+
+    exported = {entry.version: plan_export(ctx, entry) for entry in spec.versions}
+    progress = decide_rollout(ctx, exported)
+    replicas = _replicas(ctx, progress)
+    versions = {e.version: plan_serving(ctx, e, exported[e.version], replicas.get(e.version)) for e in spec.versions}
+
+    others = {v: readiness(s, s.replicas) for v, s in observed.servings.items() if v not in versions}
+    target = decide_weights(
+        spec.traffic.stable,
+        spec.traffic.canary,
+        progress.share,
+        {v: f.readiness for v, f in versions.items()} | others,
+        {v: w for v, w in ctx.present.items() if w > 0},
+    )
+    inspected = progress.out.version if progress.out else None
+    retired = plan_retirement(ctx, versions, set(replicas), inspected, target)
+    canary = spec.traffic.canary
+    trial = canary if canary is not None and inspected is None and versions[canary].readiness.able else None
+    weights = plan_route(ctx, target, retired, trial=trial)
+    gone = plan_removed(ctx, versions)
+    sweep(ctx, set(replicas))
+
+    new_status = _build_status(ctx, progress, versions, gone, weights)
+    facts = Facts(
+        generation=identity.generation,
+        stable=versions[spec.traffic.stable],
+        canary=versions[canary] if canary is not None else None,
+        rollout=progress.verdict,
+        aborted=progress.out is not None,
+        complete=progress.complete,
+        present={v: w for v, w in ctx.present.items() if w > 0},
+        target={v: w for v, w in target.items() if w > 0} if target else {},
+        serving={v: s.able for v, s in observed.servings.items()},
+        routed=spec.routing is not None,
+        route=observed.route,
+        gateway_api=observed.gateway_api,
+        removable=tuple(sorted(set(versions) - {spec.traffic.stable, canary})),
+    )
+    new_status = new_status.model_copy(update={"conditions": build_conditions(facts, status.conditions, now)})
+    # Traffic first: what keeps a Job from being made must not keep a rollback waiting.
+    actions = sorted(ctx.actions, key=lambda action: not _sets_weights(action))
+    return Plan(tuple(actions), new_status, tuple(ctx.events), ctx.wake_at, progress.aim)
+
+
+def plan_invalid(identity: Identity, status: Status, message: str, now: datetime) -> Plan:
+    """A spec that this operator cannot read: say so, and touch nothing that serves."""
+    conditions = build_conditions(message, status.conditions, now, generation=identity.generation)
+    new = status.model_copy(update={"observed_generation": identity.generation, "conditions": conditions})
+    return Plan((), new)
+
+
+def _sets_weights(action: Action) -> bool:
+    return isinstance(action, Apply) and action.body["kind"] == "HTTPRoute"
+
+
+def _replicas(ctx: Context, progress: Progress) -> dict[int, int]:
+    """Pods by version of those that shall run. An aborted canary and a stable that has been replaced are left as they are."""
+    stable, canary = ctx.spec.traffic.stable, ctx.spec.traffic.canary
+    if canary is None or progress.out is not None:
+        return {stable: full_replicas(ctx)}
+    if progress.step is None:
+        # Not published yet: none of its pods can start, and stable gives up none for it.
+        return {stable: full_replicas(ctx), canary: 1}
+    pods = canary_replicas(ctx, progress.step.weight)
+    return {canary: pods} if progress.complete else {stable: stable_replicas(ctx, pods), canary: pods}
+
+
+def _build_status(
+    ctx: Context,
+    progress: Progress,
+    versions: Mapping[int, VersionFacts],
+    gone: list[VersionStatus],
+    weights: Mapping[int, int] | None,
+) -> Status:
+    stable, canary, route = ctx.spec.traffic.stable, ctx.spec.traffic.canary, ctx.observed.route
+    listed = [_with_weight(ctx, versions[e.version].status) for e in ctx.spec.versions]
+    accepted = bool(route and route.accepted)
+    return Status(
+        observed_generation=ctx.identity.generation,
+        stable=stable,
+        canary=canary,
+        canary_weight=ctx.present.get(canary, 0) if canary is not None else None,
+        endpoint=ctx.spec.routing.hostnames[0]
+        if ctx.spec.routing
+        else f"{serving_name(ctx.identity.name, stable)}.{ctx.identity.namespace}.svc",
+        artifact=versions[stable].status.artifact_uri,
+        weights=WeightStatus(
+            desired=_weights(weights or {}),
+            accepted=_weights(ctx.present) if accepted else ctx.status.weights.accepted if route else [],
+        ),
+        step=progress.step,
+        evidence=progress.evidence,
+        aborted=list(progress.aborted),
+        history=list(progress.history),
+        versions=sorted([*listed, *(_with_weight(ctx, g) for g in gone)], key=lambda v: v.version),
+    )
+
+
+def _with_weight(ctx: Context, status: VersionStatus) -> VersionStatus:
+    return status.model_copy(update={"weight": ctx.present.get(status.version, 0)})
+
+
+def _weights(weights: Mapping[int, int]) -> list[Weights]:
+    return [Weights(version=v, weight=w) for v, w in sorted(weights.items())]

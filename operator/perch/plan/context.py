@@ -1,0 +1,92 @@
+"""What one pass knows and gathers, and what it may ask for. Lives within one call of `plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from perch.api import Spec, Status
+from perch.evidence import Aim
+from perch.names import artifact_uri
+from perch.observed import Identity, Installation, Observed
+from perch.status import Event
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Server-side apply. With `resource_version` it fails where somebody wrote in between."""
+
+    body: Mapping[str, Any]
+    resource_version: str | None = None
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Set a Deployment's replicas and nothing else: its template is not rendered again."""
+
+    name: str
+    replicas: int
+
+
+@dataclass(frozen=True)
+class Delete:
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True)
+class SetFinalizer:
+    present: bool
+
+
+Action = Apply | Scale | Delete | SetFinalizer
+
+
+@dataclass(frozen=True)
+class Plan:
+    actions: tuple[Action, ...] = ()
+    status: Status | None = None
+    """The status to be; None where the object is about to go."""
+    events: tuple[Event, ...] = ()
+    """What no difference between two statuses tells; `build_events` tells the transitions."""
+    wake_at: datetime | None = None
+    aim: Aim | None = None
+    """The evidence to gather from now on."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """The question of one pass, and the answer as it grows: the lists are filled by the parts of the planner."""
+
+    identity: Identity
+    spec: Spec
+    status: Status
+    observed: Observed
+    installation: Installation
+    now: datetime
+    actions: list[Action] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    wakes: list[datetime] = field(default_factory=list)
+
+    @property
+    def present(self) -> Mapping[int, int]:
+        """Percent by version in the route as it stands, backends with 0 too."""
+        return self.observed.route.weights if self.observed.route else {}
+
+    @property
+    def wake_at(self) -> datetime | None:
+        return min(self.wakes, default=None)
+
+    def prefix(self, version: int, revision: str) -> str:
+        """Where the artefact of a version lies."""
+        return artifact_uri(self.spec.repository.uri, self.identity.namespace, self.identity.name, version, revision)
+
+
+def say_invalid(error: ValidationError, where: str) -> str:
+    """The first few complaints of a validation, each with its field."""
+    found = [f"{where}.{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()[:3]]
+    return "; ".join(found)

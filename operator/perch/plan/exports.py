@@ -1,0 +1,128 @@
+"""The exports: every listed version is brought to Published, whether it is in traffic or not."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from pydantic import ValidationError
+
+from perch.api import ParityStatus, Phase, Version, VersionStatus
+from perch.builders.jobs import build_export_job
+from perch.names import artifact_revision
+from perch.observed import JobFacts, JobState
+from perch.plan.context import Apply, Context, Delete, say_invalid
+from perch.status import format_time, parse_time
+from perch_exporter.contract import Summary
+
+BACKOFF = (15, 30, 60, 120, 300)
+"""Seconds until a failed export is tried again, by attempt; the last one stays."""
+LAST_WORDS = timedelta(seconds=15)
+"""How long a finished Job may go without its pod's termination message: the two are watched apart."""
+
+
+def plan_export(ctx: Context, entry: Version) -> VersionStatus:
+    """Bring one listed version to Published, whether it is in traffic or not."""
+    revision = artifact_revision(entry)
+    known = ctx.status.of(entry.version)
+    if known is None or known.artifact_revision != revision or known.phase is Phase.DELETING:
+        known = VersionStatus(version=entry.version, artifact_revision=revision, phase=Phase.EXPORTING)
+    erasing = ctx.observed.cleanup_of(revision)
+    if erasing is not None:
+        # Whatever status says was published: it is going, or gone.
+        if erasing.state is not JobState.RUNNING:
+            ctx.actions.append(Delete("Job", erasing.name))
+        return VersionStatus(
+            version=entry.version,
+            artifact_revision=revision,
+            phase=Phase.EXPORTING,
+            message="waiting until the former artefact of this version is erased",
+        )
+    if known.artifact_digest is not None:
+        return known.model_copy(update={"phase": Phase.PUBLISHED, "message": None, "retry_at": None, "attempts": 0})
+
+    job = ctx.observed.export_of(entry.version, revision)
+    if job is None:
+        return _start_export(ctx, entry, known)
+    if job.state is JobState.RUNNING:
+        return known.model_copy(update={"phase": Phase.EXPORTING, "message": job.words, "retry_at": None})
+    if job.state is JobState.SUCCEEDED and job.summary is not None and job.summary.artifact_digest is not None:
+        return _published(known, job.summary)
+    if job.state is JobState.SUCCEEDED:
+        # The Job is done but nobody can say what it published: run it again, the repository answers at once.
+        since = job.finished_at or ctx.now
+        if ctx.now < since + LAST_WORDS:
+            ctx.wakes.append(since + LAST_WORDS)
+        else:
+            ctx.actions.append(Delete("Job", job.name))
+        return known
+    return _failed_export(ctx, known, job)
+
+
+def _start_export(ctx: Context, entry: Version, known: VersionStatus) -> VersionStatus:
+    if known.phase is Phase.FAILED:
+        if known.retry_at is None:
+            return known
+        due = parse_time(known.retry_at)
+        if ctx.now < due:
+            ctx.wakes.append(due)
+            return known
+    try:
+        job = build_export_job(ctx.identity, ctx.spec, entry, known.artifact_revision, ctx.installation)
+    except ValidationError as refused:
+        return known.model_copy(update={"phase": Phase.FAILED, "message": say_invalid(refused, f"versions[{entry.version}]")})
+    ctx.actions.append(Apply(job))
+    return known.model_copy(update={"phase": Phase.EXPORTING, "message": None, "retry_at": None})
+
+
+def _published(known: VersionStatus, summary: Summary) -> VersionStatus:
+    parity = summary.parity
+    return known.model_copy(
+        update={
+            "phase": Phase.PUBLISHED,
+            "artifact_uri": summary.artifact_uri,
+            "artifact_digest": summary.artifact_digest,
+            "parity": ParityStatus(
+                max_absolute_error=_figure(parity.max_absolute_error),
+                max_relative_error=_figure(parity.max_relative_error),
+                verdict=parity.verdict.value,
+            )
+            if parity
+            else None,
+            "message": None,
+            "retry_at": None,
+            "attempts": 0,
+        }
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3g}"
+
+
+def _failed_export(ctx: Context, known: VersionStatus, job: JobFacts) -> VersionStatus:
+    error = job.summary.error if job.summary else None
+    since = job.finished_at or ctx.now
+    if error is None and job.words is None and known.phase is not Phase.FAILED and ctx.now < since + LAST_WORDS:
+        ctx.wakes.append(since + LAST_WORDS)
+        return known
+    message = f"{error.step.value}: {error.message} ({error.reason.value})" if error else job.words or "the export Job failed"
+    if error is not None and not error.retryable:
+        return known.model_copy(update={"phase": Phase.FAILED, "message": message, "retry_at": None})
+    if known.phase is Phase.FAILED and known.retry_at is not None:
+        due = parse_time(known.retry_at)
+        if ctx.now < due:
+            ctx.wakes.append(due)
+        else:
+            # Its name is taken until it is gone; its end wakes us, and then the next one starts.
+            ctx.actions.append(Delete("Job", job.name))
+        return known.model_copy(update={"message": message if error else known.message})
+    due = ctx.now + timedelta(seconds=BACKOFF[min(known.attempts, len(BACKOFF) - 1)])
+    ctx.wakes.append(due)
+    return known.model_copy(
+        update={
+            "phase": Phase.FAILED,
+            "message": message,
+            "retry_at": format_time(due),
+            "attempts": known.attempts + 1,
+        }
+    )

@@ -1,0 +1,529 @@
+"""The rollout of a canary: which step it is at, what it waits for, whether it goes on or comes back. Pure.
+
+A step: ask for its weight; wait until the canary's pods and the Gateway have it; hold; judge; go on. Evidence is judged from the
+moment the weight is accepted, an alarm at any time aborts. All times are absolute and stand in status, so a restarted operator
+goes on where it was; it asks for fresh evidence before it goes further.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Literal
+
+from perch.api import (
+    Aborted,
+    Analysis,
+    Evidence,
+    OnInconclusive,
+    Outcome,
+    Rollout,
+    StepStatus,
+    VersionStatus,
+)
+from perch.durations import parse_duration
+from perch.evidence import Aim, Gathered
+from perch.judge import Kind, begin_step, judge, take_in, take_in_reading
+from perch.names import serving_name
+from perch.observed import ServingFacts
+from perch.plan.context import Context
+from perch.plan.servings import conflicts, readiness, wanted_hash
+from perch.status import Verdict, format_time, parse_time
+
+CONVERGED = timedelta(seconds=3)
+"""Proxies have taken in new weights within this time after the Gateway accepted them: counts are batched from then on."""
+FRESH = timedelta(seconds=60)
+"""A restarted operator watches so long, at most a whole hold, before it lets a canary go further."""
+LOST = timedelta(seconds=30)
+"""A canary that had traffic and runs, but is not ready, has so long to recover."""
+HISTORY = 10
+
+Said = tuple[Literal["Ready", "Reconciling", "Stalled"], str, str]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How the rollout stands after this pass."""
+
+    share: int = 0
+    """Percent that the canary shall have, once it is ready for it."""
+    step: StepStatus | None = None
+    evidence: Evidence | None = None
+    aborted: tuple[Aborted, ...] = ()
+    history: tuple[Outcome, ...] = ()
+    verdict: Verdict | None = None
+    """What to say where nothing more urgent is to be said; Stalled where the canary was aborted."""
+    aim: Aim | None = None
+    out: Aborted | None = None
+    """The record of the present canary, where it is taken out."""
+    complete: bool = False
+    """The canary has all traffic: stable may be scaled away after its delay."""
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """The canary on trial in this pass."""
+
+    ctx: Context
+    rollout: Rollout
+    canary: VersionStatus
+    serving: ServingFacts | None
+    step: StepStatus
+    evidence: Evidence
+    aborted: tuple[Aborted, ...]
+    history: tuple[Outcome, ...]
+    gathered: Gathered | None = field(default=None)
+
+    @property
+    def analysis(self) -> Analysis:
+        return self.rollout.analysis
+
+    @property
+    def hold(self) -> timedelta | None:
+        """How long the present step is held at least; None where it is never left."""
+        text = self.rollout.steps[self.step.index].hold
+        return None if text in (None, "Indefinite") else parse_duration(text or "")
+
+    @property
+    def name(self) -> str:
+        return f"version {self.canary.version}"
+
+
+def decide_rollout(ctx: Context, exported: dict[int, VersionStatus]) -> Progress:
+    """Where the canary stands and what it gets. `exported`: the listed versions' exports in this pass."""
+    spec, traffic = ctx.spec, ctx.spec.traffic
+    listed = {e.version for e in spec.versions} - {traffic.stable}
+    kept = tuple(a for a in ctx.status.aborted if a.version in listed)
+    history = _ended(ctx)
+    if traffic.canary is None or spec.rollout is None:
+        return Progress(aborted=kept, history=history)
+    canary = exported[traffic.canary]
+    if canary.artifact_digest is None or conflicts(ctx, canary):
+        return Progress(aborted=kept, history=history)
+    found = next((a for a in kept if a.version == canary.version), None)
+    if found is not None:
+        if _stands(ctx, found, canary, spec.rollout):
+            return Progress(
+                aborted=kept, history=history, out=found, evidence=ctx.status.evidence, verdict=_aborted_verdict(ctx, found)
+            )
+        kept = tuple(a for a in kept if a is not found)
+    step = ctx.status.step
+    evidence = ctx.status.evidence
+    if step is None or (step.version, step.artifact_revision) != (canary.version, canary.artifact_revision):
+        step = StepStatus(
+            version=canary.version,
+            artifact_revision=canary.artifact_revision,
+            index=0,
+            weight=spec.rollout.steps[0].weight,
+            started_at=format_time(ctx.now),
+        )
+        evidence = None
+    trial = _Trial(
+        ctx,
+        spec.rollout,
+        canary,
+        ctx.observed.servings.get(canary.version),
+        _relocate(step, spec.rollout),
+        evidence or begin_step(Evidence(), spec.rollout.analysis),
+        kept,
+        history,
+        ctx.observed.gathered,
+    )
+    return _proceed(_note_readiness(trial))
+
+
+def canary_replicas(ctx: Context, weight: int) -> int:
+    """Pods that the canary needs for its share (mirrored requests count), at least one, rounded up."""
+    mirror = ctx.spec.traffic.mirror
+    load = min(100, weight + (mirror.percent if mirror else 0))
+    full = full_replicas(ctx)
+    wanted = max(1, math.ceil(full * load / 100))
+    if ctx.spec.rollout is not None and ctx.spec.rollout.surge == "WithinReplicas" and stable_runs(ctx):
+        wanted = min(wanted, max(1, full - 1))
+    return wanted
+
+
+def full_replicas(ctx: Context) -> int:
+    """Pods of a version with all the traffic. Under an autoscaler: as many as stable has grown to, while a canary is on trial."""
+    scaling = ctx.spec.runtime.autoscaling
+    if scaling is None:
+        return ctx.spec.runtime.replicas
+    stable = ctx.observed.servings.get(ctx.spec.traffic.stable)
+    grown = stable.replicas if stable is not None and ctx.spec.traffic.canary is not None else 0
+    return min(max(scaling.min_replicas, grown), scaling.max_replicas)
+
+
+def stable_replicas(ctx: Context, canary: int) -> int:
+    """Stable keeps its full size until the promotion, unless the user chose to make room for the canary's pods."""
+    full = full_replicas(ctx)
+    if canary and ctx.spec.rollout is not None and ctx.spec.rollout.surge == "WithinReplicas":
+        return max(1, full - canary)
+    return full
+
+
+def stable_runs(ctx: Context) -> bool:
+    return ctx.spec.traffic.stable in ctx.observed.servings
+
+
+# --- one pass over a canary on trial ---------------------------------------------------------------------------------------
+
+
+def _proceed(trial: _Trial) -> Progress:
+    if doom := _broken(trial):
+        return _abort(trial, *doom)
+    trial = _note_acceptance(trial)
+    if trial.step.accepted_at is None:
+        return _waiting(trial, _paused(trial) if trial.rollout.paused else _unaccepted(trial))
+    trial = _fold(trial)
+    if _is_judged(trial):
+        finding = judge(trial.evidence, trial.analysis, trial.ctx.now)
+        if finding.kind is Kind.ABORT:
+            return _abort(trial, finding.reason, finding.message)
+    return _at_the_end(trial) if trial.step.weight == 100 else _held(trial)
+
+
+def _held(trial: _Trial) -> Progress:
+    """The weight is in place: wait for the end of the hold, then go on where the evidence says so."""
+    ctx, step = trial.ctx, trial.step
+    if trial.hold is None:
+        return _done(trial, _split_held(trial))
+    until = _until(trial)
+    trial = replace(trial, step=step.model_copy(update={"until": format_time(until)}))
+    if trial.rollout.paused:
+        return _waiting(trial, _paused(trial))
+    if ctx.now < until:
+        ctx.wakes.append(until)
+        seen = f"; {trial.evidence.step_canary.requests} requests judged in this step" if _is_judged(trial) else ""
+        said = f"{trial.name} has {step.weight} % until {format_time(until)} at least (step {_place(trial)}){seen}"
+        return _waiting(trial, ("Reconciling", "Holding", said))
+    if not _is_judged(trial):
+        return _advance(trial, f"held at {step.weight} %, where it had no requests to be judged by")
+    finding = judge(trial.evidence, trial.analysis, ctx.now)
+    if finding.kind is Kind.PASS:
+        return _advance(trial, finding.message)
+    return _inconclusive(trial, finding.reason, finding.message, until)
+
+
+def _inconclusive(trial: _Trial, reason: str, message: str, until: datetime) -> Progress:
+    """Too little evidence at the end of a hold: neither a pass nor a failure."""
+    ctx = trial.ctx
+    if trial.gathered is None or reason in ("NoEvidence", "NoMetric"):
+        # What cannot be seen is never promoted, and is no fault of the canary's.
+        due = until + parse_duration(trial.rollout.progress_deadline)
+        said = f"{trial.name} stays at {trial.step.weight} %: {message}"
+        if ctx.now < due:
+            ctx.wakes.append(due)
+            return _waiting(trial, ("Reconciling", reason, said))
+        return _waiting(trial, ("Stalled", reason, f"{said}. It goes on by itself when the evidence comes"))
+    match trial.analysis.on_inconclusive or OnInconclusive.PAUSE:
+        case OnInconclusive.PROMOTE:
+            return _advance(trial, f"{message}; onInconclusive is Promote")
+        case OnInconclusive.ABORT:
+            return _abort(trial, "Inconclusive", f"{message}; onInconclusive is Abort")
+        case OnInconclusive.PAUSE:
+            said = f"{trial.name} stays at {trial.step.weight} %: {message}. It goes on by itself when there is enough"
+            return _waiting(trial, ("Reconciling", "Inconclusive", said))
+
+
+def _advance(trial: _Trial, why: str) -> Progress:
+    index = trial.step.index + 1
+    weight = trial.rollout.steps[index].weight
+    step = StepStatus(
+        version=trial.step.version,
+        artifact_revision=trial.step.artifact_revision,
+        index=index,
+        weight=weight,
+        started_at=format_time(trial.ctx.now),
+    )
+    trial = replace(trial, step=step, evidence=begin_step(trial.evidence, trial.analysis))
+    return _waiting(trial, ("Reconciling", "Stepping", f"{trial.name} goes to {weight} % (step {_place(trial)}): {why}"))
+
+
+def _at_the_end(trial: _Trial) -> Progress:
+    number, stable = trial.canary.version, trial.ctx.spec.traffic.stable
+    said = f"version {number} serves all traffic as the canary: commit traffic {{stable: {number}}} to finish the release"
+    if stable_runs(trial.ctx):
+        said += f"; the pods of version {stable} stay for scaleDownDelay, a revert is immediate until then"
+    return _done(trial, Verdict("Ready", "AwaitingPromotion", said))
+
+
+def _split_held(trial: _Trial) -> Verdict:
+    number, stable, weight = trial.canary.version, trial.ctx.spec.traffic.stable, trial.step.weight
+    return Verdict(
+        "Ready",
+        "SplitHeld",
+        f"versions {stable} and {number} share the traffic {100 - weight} to {weight}, held until "
+        f"Git says otherwise: commit traffic {{stable: {number}}} to promote, {{stable: {stable}}} to go back",
+    )
+
+
+def _waiting(trial: _Trial, said: Said) -> Progress:
+    state, reason, message = said
+    trial = replace(trial, step=trial.step.model_copy(update={"waiting_for": message[:1024]}))
+    return _done(trial, Verdict(state, reason, message + _room(trial)))
+
+
+def _room(trial: _Trial) -> str:
+    """The arithmetic of a canary that runs on stable's pods."""
+    ctx = trial.ctx
+    full, stable = full_replicas(ctx), ctx.observed.servings.get(ctx.spec.traffic.stable)
+    if trial.rollout.surge != "WithinReplicas" or stable is None:
+        return ""
+    left = 100 - ctx.present.get(trial.step.version, 0)
+    return (
+        f"; surge is WithinReplicas: {stable.replicas} of {full} pods are stable's, each has "
+        f"{left / max(stable.replicas, 1):.0f} % of the traffic where it would have {left / full:.0f} %"
+    )
+
+
+def _done(trial: _Trial, verdict: Verdict | None) -> Progress:
+    step, present = trial.step, trial.ctx.present
+    has = present.get(step.version, 0)
+    return Progress(
+        share=min(step.weight, has) if trial.rollout.paused else step.weight,
+        step=trial.step,
+        evidence=trial.evidence,
+        aborted=trial.aborted,
+        history=trial.history,
+        verdict=verdict,
+        aim=_aim(trial),
+        # Not a question of acceptance: an edit of the route must not start the pods of a stable that was scaled away.
+        complete=step.weight == 100 and has == 100,
+    )
+
+
+# --- what can be wrong ---------------------------------------------------------------------------------------------------
+
+
+def _broken(trial: _Trial) -> tuple[str, str] | None:
+    """What the canary's own pods say against it, as reason and message."""
+    ctx, step, serving = trial.ctx, trial.step, trial.serving
+    trouble = serving.trouble if serving else None
+    if trouble is not None and trouble.reason in ("CrashLoop", "OutOfMemory", "GoldenMismatch"):
+        return trouble.reason, trouble.message
+    if step.unready_since is None:
+        return None
+    since = parse_time(step.unready_since)
+    able = serving is not None and serving.ready > 0
+    had_traffic = trial.evidence.since is not None
+    if had_traffic and not able and trouble is not None and trouble.reason == "NotReady":
+        if ctx.now >= since + LOST:
+            return "ReadinessLost", f"it had traffic and lost its readiness for {LOST.seconds} s: {trouble.message}"
+        ctx.wakes.append(since + LOST)
+    due = since + parse_duration(trial.rollout.progress_deadline)
+    if ctx.now < due:
+        ctx.wakes.append(due)
+        return None
+    hint = "; surge: WithinReplicas would take its pods from stable's" if trial.rollout.surge is None else ""
+    words = (trouble.message if trouble else None) or (serving.words if serving else None) or "its pods say nothing"
+    said = f"not ready within progressDeadline ({trial.rollout.progress_deadline}): {words}"
+    if trouble is not None and trouble.reason == "Unschedulable":
+        return trouble.reason, said + hint
+    return "ProgressDeadlineExceeded", said
+
+
+def _abort(trial: _Trial, reason: str, why: str) -> Progress:
+    ctx, canary = trial.ctx, trial.canary
+    record = Aborted(
+        version=canary.version,
+        artifact_revision=canary.artifact_revision,
+        serving_hash=wanted_hash(ctx, canary),
+        reason=reason,
+        message=why[:1024],
+        time=format_time(ctx.now),
+        retry_at=trial.rollout.retry_at,
+    )
+    outcome = Outcome(
+        version=canary.version,
+        outcome="Aborted",
+        time=format_time(ctx.now),
+        message=f"at {trial.step.weight} %: {reason}: {why}"[:1024],
+    )
+    return Progress(
+        evidence=trial.evidence,
+        aborted=(*trial.aborted, record),
+        history=_add(trial.history, outcome),
+        verdict=_aborted_verdict(ctx, record),
+        out=record,
+    )
+
+
+def _stands(ctx: Context, found: Aborted, canary: VersionStatus, rollout: Rollout) -> bool:
+    """Whether an abort still holds: the same content on the same runtime, and nobody asked for another try."""
+    return (found.artifact_revision, found.serving_hash, found.retry_at) == (
+        canary.artifact_revision,
+        wanted_hash(ctx, canary),
+        rollout.retry_at,
+    )
+
+
+def _aborted_verdict(ctx: Context, record: Aborted) -> Verdict:
+    stable = ctx.spec.traffic.stable
+    return Verdict(
+        "Stalled",
+        record.reason,
+        f"version {record.version} was aborted, the traffic goes to version {stable}: {record.message}. Commit traffic "
+        f"{{stable: {stable}}} to end the release; move rollout.retryAt to try the same version again",
+    )
+
+
+def _paused(trial: _Trial) -> Said:
+    has = trial.ctx.present.get(trial.step.version, 0)
+    return "Ready", "Paused", f"{trial.name} is held at {has} % because rollout.paused is true: set it to false to go on"
+
+
+def _unaccepted(trial: _Trial) -> Said:
+    """Why the step's weight is not in place."""
+    wanted = canary_replicas(trial.ctx, trial.step.weight)
+    if not readiness(trial.serving, wanted).full:
+        have = trial.serving.ready if trial.serving else 0
+        said = f"{trial.name}: {have} of the {wanted} pods for {trial.step.weight} % are ready"
+        if trial.serving is not None and trial.serving.words:
+            said += f": {trial.serving.words}"
+        return "Reconciling", "Starting", said
+    return "Reconciling", "ShiftingTraffic", f"{trial.name} gets {trial.step.weight} %: the Gateway has not accepted it yet"
+
+
+# --- times and counts ----------------------------------------------------------------------------------------------------
+
+
+def _relocate(step: StepStatus, rollout: Rollout) -> StepStatus:
+    """Edited steps take effect from the present one: never back, unless the edited steps end below the present weight."""
+    steps = rollout.steps
+    if step.index < len(steps) and steps[step.index].weight == step.weight:
+        return step
+    index = next((i for i, s in enumerate(steps) if s.weight >= step.weight), len(steps) - 1)
+    return step.model_copy(update={"index": index, "weight": steps[index].weight, "until": None, "waiting_for": None})
+
+
+def _note_readiness(trial: _Trial) -> _Trial:
+    full = readiness(trial.serving, canary_replicas(trial.ctx, trial.step.weight)).full
+    since = None if full else trial.step.unready_since or format_time(trial.ctx.now)
+    return replace(trial, step=trial.step.model_copy(update={"unready_since": since, "waiting_for": None}))
+
+
+def _note_acceptance(trial: _Trial) -> _Trial:
+    """The hold counts from the moment the Gateway has accepted the step's weight, and again where it was lost."""
+    ctx, step = trial.ctx, trial.step
+    route = ctx.observed.route
+    wanted = {ctx.spec.traffic.stable: 100 - step.weight, step.version: step.weight}
+    has = {v: w for v, w in ctx.present.items() if w}
+    in_place = route is not None and route.accepted and has == {v: w for v, w in wanted.items() if w}
+    able = trial.serving is not None and trial.serving.ready > 0
+    accepted = step.accepted_at or format_time(ctx.now) if in_place and able else None
+    return replace(trial, step=step.model_copy(update={"accepted_at": accepted, "until": step.until if accepted else None}))
+
+
+def _until(trial: _Trial) -> datetime:
+    """End of the hold. A restarted operator adds a while of its own, to see fresh evidence."""
+    hold = trial.hold or timedelta()
+    accepted = parse_time(trial.step.accepted_at or trial.step.started_at)
+    until = accepted + hold
+    if trial.evidence.since is not None and parse_time(trial.evidence.since) > accepted:
+        until = max(until, parse_time(trial.evidence.since) + min(hold, FRESH))
+    return until
+
+
+def _is_judged(trial: _Trial) -> bool:
+    """Whether the canary gets requests in this step that count."""
+    return trial.step.weight > 0 or trial.ctx.spec.traffic.mirror is not None
+
+
+def _epoch(trial: _Trial) -> str:
+    return f"{trial.canary.version}-{trial.canary.artifact_revision}-{trial.step.weight}-{trial.step.accepted_at}"
+
+
+def _fold(trial: _Trial) -> _Trial:
+    """Take in what was gathered for this very epoch and is not taken in yet."""
+    gathered, evidence = trial.gathered, trial.evidence
+    if gathered is None or gathered.epoch != _epoch(trial):
+        return trial
+    evidence = evidence.model_copy(update={"since": format_time(gathered.since), "trouble": gathered.trouble})
+    for batch in gathered.batches:
+        evidence = take_in(evidence, batch, trial.analysis, share=_meant_share(trial), together=_together(trial))
+    known = {m.name: m for m in evidence.metrics}
+    prometheus = trial.analysis.prometheus
+    queries = (prometheus.metrics or []) if prometheus else []
+    evidence = evidence.model_copy(update={"metrics": [m for m in evidence.metrics if m.name in {q.name for q in queries}]})
+    for query in queries:
+        reading = gathered.readings.get(query.name)
+        if reading is not None and (query.name not in known or reading.at > parse_time(known[query.name].at)):
+            evidence = take_in_reading(evidence, reading, query)
+    return replace(trial, evidence=evidence)
+
+
+def _meant_share(trial: _Trial) -> float:
+    """The part of all counted requests that the canary is meant to get; a mirrored one is counted at both versions."""
+    mirror = trial.ctx.spec.traffic.mirror
+    copied = mirror.percent if mirror and trial.step.weight < 100 else 0
+    return (trial.step.weight + copied) / (100 + copied)
+
+
+def _together(trial: _Trial) -> int:
+    """The most requests that can fail as one: an error fails the whole batch that Triton has formed."""
+    pair = (trial.canary.version, trial.ctx.spec.traffic.stable)
+    models = [e.triton for e in trial.ctx.spec.versions if e.version in pair]
+    return max((m.max_batch_size for m in models if m.dynamic_batching is not None), default=1)
+
+
+def _aim(trial: _Trial) -> Aim | None:
+    """What to gather next: nothing before the weight is accepted, nor after stable was scaled away."""
+    ctx, step = trial.ctx, trial.step
+    if step.accepted_at is None or not _is_judged(trial) or not stable_runs(ctx):
+        return None
+    stable, canary = ctx.spec.traffic.stable, step.version
+    prometheus = trial.analysis.prometheus
+    fill = {
+        "namespace": ctx.identity.namespace,
+        "name": ctx.identity.name,
+        "model": ctx.spec.model_name or ctx.identity.name,
+        "stable": str(stable),
+        "canary": str(canary),
+        "stableService": serving_name(ctx.identity.name, stable),
+        "canaryService": serving_name(ctx.identity.name, canary),
+    }
+    return Aim(
+        epoch=_epoch(trial),
+        model=fill["model"],
+        stable=stable if step.weight < 100 else None,
+        canary=canary,
+        not_before=parse_time(step.accepted_at) + CONVERGED,
+        requests=_filled(prometheus.requests, fill) if prometheus and prometheus.requests else None,
+        failures=_filled(prometheus.failures, fill) if prometheus and prometheus.failures else None,
+        address=prometheus.address if prometheus else None,
+        metrics={q.name: _filled(q.query, fill) for q in (prometheus.metrics or [])} if prometheus else {},
+    )
+
+
+def _filled(query: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
+        query = query.replace("{{" + name + "}}", value)
+    return query
+
+
+def _place(trial: _Trial) -> str:
+    return f"{trial.step.index + 1} of {len(trial.rollout.steps)}"
+
+
+# --- how rollouts ended --------------------------------------------------------------------------------------------------
+
+
+def _ended(ctx: Context) -> tuple[Outcome, ...]:
+    """History, with the former canary's outcome where the spec has just made an end of it."""
+    history = tuple(ctx.status.history)
+    step, traffic = ctx.status.step, ctx.spec.traffic
+    if step is None or step.version == traffic.canary:
+        return history
+    if step.version == traffic.stable:
+        outcome = Outcome(version=step.version, outcome="Promoted", time=format_time(ctx.now), message=f"from {step.weight} %")
+    else:
+        now = f"version {traffic.canary} took its place" if traffic.canary else f"version {traffic.stable} has all traffic"
+        outcome = Outcome(
+            version=step.version, outcome="Superseded", time=format_time(ctx.now), message=f"at {step.weight} %: {now}"
+        )
+    return _add(history, outcome)
+
+
+def _add(history: tuple[Outcome, ...], outcome: Outcome) -> tuple[Outcome, ...]:
+    return (outcome, *history)[:HISTORY]

@@ -1,0 +1,107 @@
+"""The route: all weights in one write, and what leaves it when its traffic is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+from perch.api import Phase, Rollout, VersionStatus
+from perch.builders.route import build_route
+from perch.durations import parse_duration
+from perch.observed import matches
+from perch.plan.context import Apply, Context, Delete
+from perch.plan.servings import readiness, remove_serving
+from perch.status import VersionFacts, format_time, parse_time
+
+SETTLE = timedelta(seconds=10)
+"""Proxies converge within this time after a route was accepted: no pod leaves a version before."""
+
+
+def plan_retirement(
+    ctx: Context, versions: dict[int, VersionFacts], running: set[int], inspected: int | None, target: Mapping[int, int] | None
+) -> set[int]:
+    """Drain, then remove, what is to run no more. Returns the versions that may leave the route.
+
+    Weight 0, accepted by the Gateway, then scaleDownDelay (never less than the proxies need; for an aborted canary, `inspected`,
+    its inspectFor), then out of the route, and only when the route without it was accepted, the pods go.
+    """
+    rollout = ctx.spec.rollout
+    fields = Rollout.model_fields
+    stay = rollout.scale_down_delay if rollout else fields["scale_down_delay"].default
+    inspect = rollout.inspect_for if rollout else fields["inspect_for"].default
+    leaving: set[int] = set()
+    for version in sorted(set(ctx.observed.servings) - running):
+        delay = max(parse_duration(inspect if version == inspected else stay), SETTLE)
+        known = ctx.status.of(version)
+        facts = versions.get(version)
+        drained_at = known.drained_at if known else None
+        busy = ctx.present.get(version, 0) > 0 or bool(target and target.get(version, 0) > 0)
+        if ctx.observed.route is None and not versions[ctx.spec.traffic.stable].readiness.full:
+            # Nobody's weights say who answers: clients of its Service may, until the new stable can.
+            busy = True
+        unsure = ctx.observed.route is not None and not ctx.observed.route.accepted
+        if busy:
+            drained_at = None
+        elif drained_at is None and not unsure:
+            drained_at = format_time(ctx.now)
+        if drained_at is not None:
+            due = parse_time(drained_at) + delay
+            if ctx.now < due:
+                ctx.wakes.append(due)
+            else:
+                leaving.add(version)
+                if version not in ctx.present and not unsure:
+                    remove_serving(ctx, version)
+        if facts is not None:
+            update = {"phase": Phase.ABORTED if version == inspected else Phase.DRAINING, "drained_at": drained_at}
+            versions[version] = facts.replace_status(facts.status.model_copy(update=update))
+        else:
+            versions[version] = _removed(ctx, version, drained_at)
+    return leaving
+
+
+def _removed(ctx: Context, version: int, drained_at: str | None) -> VersionFacts:
+    """A version that left spec.versions but still runs keeps its line in status until it is gone."""
+    serving = ctx.observed.servings[version]
+    known = ctx.status.of(version) or VersionStatus(
+        version=version, artifact_revision=serving.revision, phase=Phase.DRAINING, serving_hash=serving.serving_hash
+    )
+    update = {
+        "phase": Phase.DRAINING,
+        "drained_at": drained_at,
+        "replicas": serving.replicas,
+        "ready_replicas": serving.ready,
+        "message": None,
+    }
+    return VersionFacts(known.model_copy(update=update), readiness=readiness(serving, serving.replicas), removed=True)
+
+
+def plan_route(
+    ctx: Context, target: Mapping[int, int] | None, leaving: set[int], *, trial: int | None = None
+) -> dict[int, int] | None:
+    """One write sets all weights. Backends with weight 0 stay until they are drained: swapping backends can answer 503.
+
+    `trial`: the canary, where it is ready for the requests that traffic.match and traffic.mirror send it.
+    """
+    if not ctx.observed.gateway_api:
+        return None
+    route, routing, traffic = ctx.observed.route, ctx.spec.routing, ctx.spec.traffic
+    if routing is None:
+        if route is not None:
+            ctx.actions.append(Delete("HTTPRoute", ctx.identity.name))
+        return None
+    if target is None:
+        return None
+    given = {v for v, weight in target.items() if weight > 0}
+    weights = {v: target.get(v, 0) for v in sorted(given | (set(ctx.observed.servings) - leaving))}
+    body = build_route(
+        ctx.identity,
+        routing,
+        ctx.spec.model_name or ctx.identity.name,
+        weights,
+        headers=(trial, traffic.match.headers) if trial is not None and traffic.match else None,
+        mirror=(trial, traffic.mirror.percent) if trial is not None and traffic.mirror else None,
+    )
+    if route is None or not matches(body["spec"], route.spec):
+        ctx.actions.append(Apply(body, route.resource_version if route else None))
+    return weights

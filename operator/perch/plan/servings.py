@@ -1,0 +1,127 @@
+"""The Triton pods of each version: which run, how many, and how they stand."""
+
+from __future__ import annotations
+
+from perch.api import Phase, Version, VersionStatus
+from perch.builders.autoscaler import build_autoscaler
+from perch.builders.serving import build_budget, build_deployment, build_service
+from perch.names import serving_hash, serving_name, version_of
+from perch.observed import ServingFacts, matches
+from perch.plan.context import Apply, Context, Delete, Scale
+from perch.status import VersionFacts
+from perch.traffic import NOT_READY, Readiness
+
+
+def wanted_hash(ctx: Context, exported: VersionStatus) -> str:
+    return serving_hash(exported.artifact_revision, exported.artifact_digest or "", ctx.spec)
+
+
+def conflicts(ctx: Context, exported: VersionStatus) -> bool:
+    """Whether pods of this number still run another content: the entry was removed and put back changed."""
+    serving = ctx.observed.servings.get(exported.version)
+    return serving is not None and serving.revision != exported.artifact_revision
+
+
+def readiness(serving: ServingFacts | None, wanted: int) -> Readiness:
+    """How a version stands against the number of pods that its next share of traffic needs."""
+    if serving is None:
+        return NOT_READY
+    return Readiness(
+        full=serving.current and serving.replicas >= wanted and serving.ready >= wanted > 0,
+        able=serving.ready > 0,
+        most=wanted > 0 and 4 * serving.ready >= 3 * wanted,
+        settled=serving.deadline_exceeded,
+    )
+
+
+def plan_serving(ctx: Context, entry: Version, exported: VersionStatus, wanted: int | None) -> VersionFacts:
+    """Run a version with `wanted` pods once it is published, or with None leave it alone; report how it stands."""
+    serving = ctx.observed.servings.get(entry.version)
+    conflict = conflicts(ctx, exported)
+    if wanted is not None and exported.artifact_digest is not None and not conflict:
+        _apply_serving(ctx, entry, exported, serving, wanted)
+    if serving is None or conflict:
+        starting = wanted is not None and exported.phase is Phase.PUBLISHED and not conflict
+        update = {
+            "phase": Phase.STARTING if starting else exported.phase,
+            "replicas": wanted if starting else 0,
+            "ready_replicas": 0,
+            "serving_hash": None,
+            "drained_at": None,
+        }
+        return VersionFacts(exported.model_copy(update=update), conflict=conflict)
+    ready = readiness(serving, serving.replicas if wanted is None else wanted)
+    phase = Phase.SERVING if ready.full else Phase.STARTING
+    return VersionFacts(
+        exported.model_copy(
+            update={
+                "phase": phase if wanted is not None else Phase.DRAINING,
+                "serving_hash": serving.serving_hash,
+                "replicas": serving.replicas,
+                "ready_replicas": serving.ready,
+                "message": serving.words if not serving.rolled else None,
+                "drained_at": None,
+            }
+        ),
+        readiness=ready,
+        rolled=serving.rolled and serving.serving_hash == wanted_hash(ctx, exported),
+        deadline_exceeded=serving.deadline_exceeded,
+    )
+
+
+def _apply_serving(ctx: Context, entry: Version, exported: VersionStatus, serving: ServingFacts | None, wanted: int) -> None:
+    name = serving_name(ctx.identity.name, entry.version)
+    service = build_service(ctx.identity, entry.version)
+    if not matches(service["spec"], ctx.observed.services.get(name)):
+        ctx.actions.append(Apply(service))
+    scaled = ctx.spec.runtime.autoscaling is not None
+    # Beside an autoscaler the pods that it chose are named again: an apply that leaves `replicas` out would reset it to 1.
+    replicas = serving.replicas if scaled and serving is not None else wanted
+    if serving is None or serving.serving_hash != wanted_hash(ctx, exported):
+        digest = exported.artifact_digest or ""
+        ctx.actions.append(
+            Apply(
+                build_deployment(
+                    ctx.identity, ctx.spec, entry, exported.artifact_revision, digest, ctx.installation, replicas=replicas
+                )
+            )
+        )
+    elif serving.replicas != replicas:
+        ctx.actions.append(Scale(name, replicas))
+    if scaled:
+        autoscaler = build_autoscaler(ctx.identity, ctx.spec, entry.version, wanted)
+        if not matches(autoscaler["spec"], ctx.observed.autoscalers.get(name)):
+            ctx.actions.append(Apply(autoscaler))
+    elif name in ctx.observed.autoscalers:
+        ctx.actions.append(Delete("HorizontalPodAutoscaler", name))
+    budget = build_budget(ctx.identity, entry.version)
+    if wanted > 1 and not matches(budget["spec"], ctx.observed.budgets.get(name)):
+        ctx.actions.append(Apply(budget))
+    if wanted == 1 and name in ctx.observed.budgets:
+        # A budget over one pod would block every drain of its node.
+        ctx.actions.append(Delete("PodDisruptionBudget", name))
+
+
+def remove_serving(ctx: Context, version: int) -> None:
+    name = serving_name(ctx.identity.name, version)
+    for kind, names in _beside(ctx):
+        if name in names:
+            ctx.actions.append(Delete(kind, name))
+    ctx.actions.extend((Delete("Deployment", name), Delete("Service", name)))
+
+
+def sweep(ctx: Context, running: set[int]) -> None:
+    """What stands beside pods that are gone: left where the operator died between two deletes."""
+    kept = running | set(ctx.observed.servings) | set(ctx.present)
+    for kind, names in (("Service", ctx.observed.services), *_beside(ctx)):
+        for name in names:
+            version = version_of(ctx.identity.name, name)
+            if version is not None and version not in kept:
+                ctx.actions.append(Delete(kind, name))
+
+
+def _beside(ctx: Context) -> tuple[tuple[str, set[str]], ...]:
+    return (
+        ("PodDisruptionBudget", set(ctx.observed.budgets)),
+        ("HorizontalPodAutoscaler", set(ctx.observed.autoscalers)),
+    )

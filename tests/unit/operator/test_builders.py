@@ -1,0 +1,162 @@
+"""What is built for the API server: routes by header and with copies, autoscalers, and what an upgrade must leave as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import pytest
+
+from perch.api import HeaderMatch, Routing, Spec
+from perch.builders.autoscaler import build_autoscaler, canonical
+from perch.builders.route import GRPC_METHODS, build_route, read_weights, rest_paths
+from perch.builders.serving import build_deployment
+from perch.names import artifact_revision
+from perch.observed import Identity
+from tests.unit.operator.world import INSTALLATION, spec
+
+IDENTITY = Identity("vision", "digits", "uid-1", 1, "1")
+ROUTING = Routing.model_validate({"parentRefs": [{"name": "gateway"}], "hostnames": ["digits.example.com"]})
+TESTERS = (HeaderMatch(name="x-canary", value="yes"), HeaderMatch(name="X-Team", value="v.*", type="RegularExpression"))
+
+
+def route(**more: Any) -> dict[str, Any]:
+    built: dict[str, Any] = build_route(IDENTITY, ROUTING, "digits", {1: 90, 2: 10}, **more)["spec"]
+    return built
+
+
+def autoscaled(**more: Any) -> Spec:
+    return spec(1, runtime={"autoscaling": {"minReplicas": 2, "maxReplicas": 9, **more}})
+
+
+def test_a_plain_route_is_what_it_always_was() -> None:
+    """Else an upgrade of the operator rewrites every route that serves."""
+    content = json.dumps(route(), sort_keys=True)
+    assert hashlib.sha256(content.encode()).hexdigest() == "f356fa9711a5ac2de3160a65cf4c54d8bd6d9fb30f00c8482780ca61dd1dcce1"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param({}, id="nothing"),
+        pytest.param({"headers": (2, TESTERS)}, id="headers"),
+        pytest.param({"mirror": (2, 30)}, id="copies"),
+        pytest.param({"headers": (2, TESTERS), "mirror": (2, 30)}, id="both"),
+    ],
+)
+def test_weights_are_read_whatever_else_stands_in_the_route(more: dict[str, Any]) -> None:
+    built = route(**more)
+    for rules in (built["rules"], built["rules"][::-1]):
+        assert read_weights({**built, "rules": rules}, "digits") == {1: 90, 2: 10}
+
+
+def test_a_route_with_no_weights_has_none() -> None:
+    by_header = route(headers=(2, TESTERS))["rules"][2:]
+    assert read_weights({"rules": by_header}, "digits") == {}
+    assert read_weights({}, "digits") == {}
+
+
+def test_requests_with_the_headers_go_to_the_canary_alone_by_each_path_of_both_protocols() -> None:
+    rules = route(headers=(2, TESTERS))["rules"]
+    assert rules[:2] == route()["rules"]
+    paths, ports = [], []
+    for rule in rules[2:]:
+        (backend,) = rule["backendRefs"]
+        assert backend["name"] == "digits-v2"
+        assert "filters" not in rule
+        assert rule["timeouts"] == {"request": "0s"}
+        ports.append(backend["port"])
+        for match in rule["matches"]:
+            paths.append(match["path"]["value"])
+            assert match["headers"] == [
+                {"name": "x-canary", "value": "yes", "type": "Exact"},
+                {"name": "X-Team", "value": "v.*", "type": "RegularExpression"},
+            ]
+    assert ports == [8001, 8000]
+    assert paths == [f"/inference.GRPCInferenceService/{method}" for method in GRPC_METHODS] + list(rest_paths("digits"))
+
+
+def test_copies_are_made_of_the_weighted_requests_of_both_protocols_and_of_no_others() -> None:
+    rules = route(headers=(2, TESTERS), mirror=(2, 30))["rules"]
+    assert [rule.get("filters") for rule in rules] == [
+        [
+            {
+                "type": "RequestMirror",
+                "requestMirror": {
+                    "backendRef": {"group": "", "kind": "Service", "name": "digits-v2", "port": port},
+                    "percent": 30,
+                },
+            }
+        ]
+        for port in (8001, 8000)
+    ] + [None, None]
+    assert [{k: v for k, v in rule.items() if k != "filters"} for rule in rules[:2]] == route()["rules"]
+
+
+def test_an_autoscaler_scales_its_own_version_between_the_minimum_it_is_given_and_the_users_maximum() -> None:
+    built = build_autoscaler(
+        IDENTITY,
+        autoscaled(
+            targetCPUUtilizationPercentage=80,
+            podMetrics=[{"name": "nv_inference_pending_request_count", "averageValue": "0.5"}, {"name": "b", "averageValue": 3}],
+        ),
+        2,
+        1,
+    )
+    meta = built["metadata"]
+    assert (meta["name"], meta["ownerReferences"][0]["uid"]) == ("digits-v2", "uid-1")
+    assert meta["labels"]["serving.perch.dev/version"] == "2"
+    assert built["spec"] == {
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "digits-v2"},
+        "minReplicas": 1,
+        "maxReplicas": 9,
+        "metrics": [
+            {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}},
+            pods("nv_inference_pending_request_count", "500m"),
+            pods("b", "3"),
+        ],
+    }
+
+
+def pods(name: str, average: str) -> dict[str, Any]:
+    return {"type": "Pods", "pods": {"metric": {"name": name}, "target": {"type": "AverageValue", "averageValue": average}}}
+
+
+def test_an_autoscaler_by_metrics_alone_does_not_speak_of_cpu() -> None:
+    built = build_autoscaler(IDENTITY, autoscaled(podMetrics=[{"name": "a", "averageValue": "1"}]), 1, 2)
+    assert built["spec"]["metrics"] == [pods("a", "1")]
+
+
+def test_a_spec_without_autoscaling_has_no_autoscaler() -> None:
+    with pytest.raises(ValueError, match="not set"):
+        build_autoscaler(IDENTITY, spec(1), 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("written", "stored"),
+    # tests/api holds these against a real API server.
+    [("1000", "1k"), ("1500", "1500"), ("0.25", "250m"), ("1500m", "1500m"), ("1024Ki", "1Mi"), ("0.5Ki", "512"), ("00", "0")],
+)
+def test_quantities_are_written_as_the_server_stores_them(written: str, stored: str) -> None:
+    assert canonical(written) == stored
+
+
+def test_a_deployment_always_names_its_replicas() -> None:
+    asked = spec(1, runtime={"replicas": 3})
+    for given, written in ((None, 3), (5, 5), (1, 1)):
+        assert deployment(asked, replicas=given)["spec"]["replicas"] == written
+    assert deployment(asked)["spec"]["replicas"] == 3
+
+
+def test_pods_carry_the_hash_of_what_they_serve_and_a_number_of_replicas_changes_no_template() -> None:
+    built = deployment(spec(1), replicas=4)
+    content = built["metadata"]["annotations"]["serving.perch.dev/serving-hash"]
+    assert built["spec"]["template"]["metadata"]["annotations"] == {"serving.perch.dev/serving-hash": content}
+    others = (deployment(spec(1), replicas=9), deployment(autoscaled(targetCPUUtilizationPercentage=80)))
+    assert all(other["spec"]["template"] == built["spec"]["template"] for other in others)
+
+
+def deployment(asked: Spec, **more: Any) -> dict[str, Any]:
+    entry = asked.versions[0]
+    return build_deployment(IDENTITY, asked, entry, artifact_revision(entry), "sha256:" + "0" * 64, INSTALLATION, **more)

@@ -1,0 +1,628 @@
+"""The rollout of a canary, case by case: it goes forward on evidence, comes back by itself, and forgets nothing in a restart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from perch.api import Status
+from perch.evidence import Reading
+from perch.observed import PodTrouble
+from perch.status import build_events
+
+from .world import World, spec
+
+STEPS = [{"weight": 5, "hold": "2m"}, {"weight": 50, "hold": "5m"}, {"weight": 100}]
+
+
+def rollout(**more: Any) -> dict[str, Any]:
+    return {"steps": STEPS, "scaleDownDelay": "1m", **more}
+
+
+def releasing(**more: Any) -> World:
+    """Version 1 serves, and version 2 was just committed as its canary."""
+    world = World(spec(1, 2))
+    world.settle()
+    commit(world, **more)
+    return world
+
+
+def commit(world: World, stable: int = 1, canary: int | None = 2, versions: tuple[int, ...] = (1, 2), **more: Any) -> None:
+    top = {k: more.pop(k) for k in ("runtime", "routing") if k in more}
+    traffic = {"stable": stable} | ({"canary": canary} if canary else {}) | more.pop("traffic", {})
+    world.spec = spec(*versions, traffic=traffic, rollout=rollout(**more), **top)
+    world.generation += 1
+
+
+def until_accepted(world: World, weight: int) -> None:
+    """Let pods and Gateway do well until the canary has this weight and the hold counts."""
+    for _ in range(10):
+        world.step()
+        world.go_well()
+        step = world.status.step
+        if step is not None and step.weight == weight and step.accepted_at is not None:
+            return
+    raise AssertionError(f"never at {weight} %: {world.status.step} {world.weights} {world.ready_condition()}")
+
+
+def message(world: World) -> str:
+    condition = world.status.condition("Ready")
+    assert condition is not None
+    return condition.message
+
+
+def go_through(world: World, seconds: int, **counts: Any) -> None:
+    """Traffic in batches of 3 s, with a pass after each."""
+    end = world.now + timedelta(seconds=seconds)
+    while world.now < end:
+        world.feed(**counts)
+        world.step()
+
+
+# --- forward -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_canary_that_does_well_goes_through_its_steps_and_awaits_the_commit_that_finishes_the_release() -> None:
+    world = releasing()
+    world.settle()
+    assert [w for w in world.written_weights if 2 in w] == [
+        {1: 95, 2: 5},
+        {1: 50, 2: 50},
+        {1: 0, 2: 100},
+        {2: 100},
+    ]
+    assert world.ready_condition() == ("True", "AwaitingPromotion")
+    assert "commit traffic {stable: 2}" in message(world)
+    assert set(world.servings) == {2}, "the former stable is scaled away after scaleDownDelay"
+
+
+def test_the_commit_that_finishes_the_release_restarts_nothing_and_is_told_in_history() -> None:
+    world = releasing()
+    world.settle()
+    rendered = list(world.rendered)
+    commit(world, stable=2, canary=None)
+    world.settle()
+    assert world.rendered == rendered
+    assert world.ready_condition() == ("True", "Serving")
+    assert [(o.version, o.outcome) for o in world.status.history] == [(2, "Promoted")]
+    assert world.status.step is None
+
+
+def test_the_hold_counts_from_the_gateways_acceptance_not_from_the_write() -> None:
+    world = releasing()
+    world.gateway_accepts = False
+    world.settle_pods()
+    world.now += timedelta(hours=1)
+    world.step()
+    assert world.status.step is not None
+    assert world.status.step.accepted_at is None
+    assert world.ready_condition()[0] == "False"
+    world.gateway_accepts = True
+    until_accepted(world, 5)
+    assert world.status.step.until is None or world.status.step.until > world.status.step.started_at
+    go_through(world, 60)
+    assert world.weights == {1: 95, 2: 5}
+
+
+def test_no_hold_is_shortened_by_good_evidence_nor_by_the_clock_alone() -> None:
+    world = releasing()
+    until_accepted(world, 5)
+    go_through(world, 110, canary=(1000, 0))
+    assert world.weights == {1: 95, 2: 5}, "the evidence suffices, the time does not"
+    other = releasing()
+    until_accepted(other, 5)
+    other.now += timedelta(days=1)
+    other.step()
+    assert other.weights == {1: 95, 2: 5}, "the time suffices, the evidence does not"
+
+
+def test_status_tells_the_step_its_weight_since_when_until_when_and_why_it_waits() -> None:
+    world = releasing()
+    until_accepted(world, 5)
+    world.step()
+    step = world.status.step
+    assert step is not None
+    assert (step.index, step.weight) == (0, 5)
+    assert step.accepted_at is not None
+    assert step.until == (world.now + timedelta(minutes=2)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    assert step.waiting_for is not None
+    assert "until" in step.waiting_for
+    assert world.ready_condition() == ("False", "Holding")
+
+
+def test_a_weight_of_0_without_mirror_is_held_by_time_alone() -> None:
+    world = releasing(steps=[{"weight": 0, "hold": "1m"}, {"weight": 100}])
+    world.settle()
+    assert world.weights == {2: 100}
+
+
+def test_a_fixed_split_is_ready_and_still_judged() -> None:
+    world = releasing(steps=[{"weight": 10, "hold": "Indefinite"}])
+    world.settle()
+    assert world.ready_condition() == ("True", "SplitHeld")
+    go_through(world, 30, canary=(50, 50))
+    assert world.weights == {1: 100}
+    assert world.ready_condition() == ("False", "ErrorRateHigher")
+
+
+# --- pause, edit, restart --------------------------------------------------------------------------------------------------
+
+
+def test_paused_holds_the_weight_where_it_is_and_still_aborts_on_an_alarm() -> None:
+    world = releasing()
+    until_accepted(world, 5)
+    commit(world, paused=True)
+    go_through(world, 600)
+    assert world.weights == {1: 95, 2: 5}
+    assert world.ready_condition() == ("True", "Paused")
+    go_through(world, 30, canary=(50, 50))
+    assert world.weights == {1: 100}
+
+
+def test_paused_before_the_first_step_gives_the_canary_nothing() -> None:
+    world = releasing(paused=True)
+    world.settle()
+    assert world.weights == {1: 100}
+    assert world.ready_condition() == ("True", "Paused")
+    commit(world)
+    until_accepted(world, 5)
+
+
+def test_edited_steps_take_effect_from_the_present_one_and_never_go_back() -> None:
+    world = releasing()
+    until_accepted(world, 5)
+    go_through(world, 150)
+    until_accepted(world, 50)
+    rendered = list(world.rendered)
+    lower = [{"weight": 1, "hold": "1h"}, {"weight": 20, "hold": "1h"}]
+    commit(world, steps=[*lower, {"weight": 60, "hold": "1m"}, {"weight": 100}])
+    until_accepted(world, 60)
+    assert min(w.get(2, 0) for w in world.written_weights[-1:]) == 60
+    world.settle()
+    assert world.weights == {2: 100}
+    assert world.rendered == rendered, "rollout restarts no pod"
+
+
+def test_a_shorter_hold_takes_effect_at_once() -> None:
+    world = releasing()
+    until_accepted(world, 5)
+    go_through(world, 30)
+    commit(world, steps=[{"weight": 5, "hold": "10s"}, {"weight": 100}])
+    world.feed()
+    world.step()
+    assert world.status.step is not None
+    assert world.status.step.weight == 100
+
+
+def test_after_a_restart_the_step_goes_on_where_it_was_and_asks_for_fresh_evidence() -> None:
+    world = releasing()
+    until_accepted(world, 5)
+    go_through(world, 60)
+    seen = world.status.evidence
+    world.restart()
+    world.now += timedelta(minutes=10)
+    world.gathering_since = world.now
+    world.step()
+    assert world.weights == {1: 95, 2: 5}, "the hold is over, but nobody looked meanwhile"
+    assert seen is not None
+    assert world.status.evidence is not None
+    assert world.status.evidence.canary.requests == seen.canary.requests, "what was seen before is not forgotten"
+    go_through(world, 57)
+    assert world.weights == {1: 95, 2: 5}
+    go_through(world, 9)
+    assert world.status.step is not None
+    assert world.status.step.weight == 50
+
+
+def test_a_batch_is_taken_in_once_whether_or_not_the_status_write_succeeded() -> None:
+    world = releasing()
+    until_accepted(world, 5)
+    world.feed()
+    world.step(writes=0)
+    world.step()
+    world.step()
+    assert world.status.evidence is not None
+    assert world.status.evidence.canary.requests == 100
+
+
+def test_counts_of_another_epoch_are_not_taken_in() -> None:
+    world = releasing()
+    until_accepted(world, 5)
+    world.feed(canary=(100, 100))
+    assert world.gathered is not None
+    world.gathered = replace(world.gathered, epoch="former")
+    world.step()
+    assert world.weights == {1: 95, 2: 5}
+
+
+# --- inconclusive ----------------------------------------------------------------------------------------------------------
+
+
+def test_too_few_requests_pause_the_step_and_it_goes_on_by_itself_when_there_are_enough() -> None:
+    world = releasing()
+    until_accepted(world, 5)
+    go_through(world, 200, canary=(1, 0))
+    assert world.weights == {1: 95, 2: 5}
+    assert world.ready_condition() == ("False", "Inconclusive")
+    assert "300" in message(world), "it says how many are needed"
+    go_through(world, 30, canary=(100, 0))
+    assert world.status.step is not None
+    assert world.status.step.weight == 50
+
+
+def test_on_inconclusive_promote_goes_on_and_abort_goes_back() -> None:
+    for policy, weight in (("Promote", 50), ("Abort", 0)):
+        world = releasing(analysis={"onInconclusive": policy})
+        until_accepted(world, 5)
+        go_through(world, 130, canary=(1, 0))
+        if weight:
+            assert world.status.step is not None
+            assert world.status.step.weight == weight
+        else:
+            assert world.weights == {1: 100}
+            assert world.ready_condition() == ("False", "Inconclusive")
+
+
+@pytest.mark.parametrize("policy", ["Pause", "Promote", "Abort"])
+def test_where_no_evidence_can_be_had_the_weight_holds_and_after_the_deadline_it_stalls_but_never_moves(policy: str) -> None:
+    world = releasing(analysis={"onInconclusive": policy})
+    until_accepted(world, 5)
+    world.feed()
+    world.step()
+    assert world.gathered is not None
+    epoch = world.gathered.epoch
+    world.gathered = replace(world.gathered, epoch=epoch, trouble="pod digits-v2-x does not answer: timeout")
+    world.now += timedelta(minutes=3)
+    world.step()
+    assert world.ready_condition() == ("False", "NoEvidence")
+    assert "digits-v2-x" in message(world)
+    world.now += timedelta(minutes=11)
+    world.step()
+    assert world.status.condition("Stalled") is not None
+    assert world.weights == {1: 95, 2: 5}
+
+
+# --- back ------------------------------------------------------------------------------------------------------------------
+
+
+def aborted() -> World:
+    world = releasing()
+    until_accepted(world, 5)
+    go_through(world, 30, canary=(20, 20))
+    return world
+
+
+def test_an_alarm_takes_all_weight_in_one_write_and_says_why() -> None:
+    world = releasing()
+    until_accepted(world, 5)
+    writes = len(world.written_weights)
+    before = world.status
+    world.feed(canary=(20, 20))
+    world.step()
+    assert world.written_weights[writes:] == [{1: 100, 2: 0}]
+    assert world.ready_condition() == ("False", "ErrorRateHigher")
+    assert [(a.version, a.reason) for a in world.status.aborted] == [(2, "ErrorRateHigher")]
+    stalled, available = world.status.condition("Stalled"), world.status.condition("Available")
+    assert stalled is not None
+    assert available is not None
+    assert available.status == "True"
+    assert any(e.kind == "Warning" and e.reason == "ErrorRateHigher" for e in build_events(before, world.status))
+    assert [(o.version, o.outcome) for o in world.status.history] == [(2, "Aborted")]
+
+
+def test_an_aborted_canary_keeps_its_pods_for_inspection_then_they_go_and_it_stays_aborted() -> None:
+    world = aborted()
+    world.go_well()
+    world.step()
+    world.now += timedelta(minutes=29)
+    world.step()
+    assert 2 in world.servings
+    world.now += timedelta(minutes=2)
+    for _ in range(4):
+        world.step()
+        world.go_well()
+    assert 2 not in world.servings
+    assert world.ready_condition() == ("False", "ErrorRateHigher")
+    assert world.weights == {1: 100}
+    for _ in range(5):
+        world.now += timedelta(days=1)
+        assert world.step().actions == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ({"retryAt": "2026-01-02T00:00:00Z"}, True),
+        ({"runtime": {"image": "triton:2"}}, True),
+        ({"runtime": {"replicas": 3}}, False),
+        ({"steps": [{"weight": 1, "hold": "1m"}, {"weight": 100}]}, False),
+        ({"scaleDownDelay": "2m"}, False),
+    ],
+)
+def test_an_aborted_canary_is_tried_again_only_for_another_hash_or_when_retry_at_moves(
+    change: dict[str, Any], again: bool
+) -> None:
+    world = aborted()
+    commit(world, **change)
+    for _ in range(8):
+        world.step()
+        world.go_well()
+    assert (world.weights.get(2, 0) > 0) is again
+    assert bool(world.status.aborted) is not again
+
+
+def test_an_abort_survives_the_commit_that_ends_the_release_and_a_second_attempt_at_the_same_version() -> None:
+    world = aborted()
+    commit(world, canary=None)
+    world.settle()
+    assert world.ready_condition() == ("True", "Serving")
+    commit(world)
+    world.settle()
+    assert world.weights == {1: 100}
+    assert world.ready_condition() == ("False", "ErrorRateHigher")
+
+
+def test_the_user_may_promote_an_aborted_version_all_the_same() -> None:
+    world = aborted()
+    commit(world, stable=2, canary=None)
+    world.settle()
+    assert world.weights == {2: 100}
+    assert world.status.aborted == []
+
+
+def test_a_crash_between_the_weight_write_and_the_status_write_ends_in_an_abort_too() -> None:
+    world = releasing()
+    until_accepted(world, 5)
+    world.feed(canary=(20, 20))
+    world.step(writes=1)
+    assert world.weights == {1: 100}
+    world.go_well()
+    for _ in range(4):
+        world.step()
+        world.feed(canary=(20, 20))
+        world.go_well()
+    world.step()
+    assert world.weights == {1: 100}
+    assert world.status.aborted
+
+
+@pytest.mark.parametrize("reason", ["CrashLoop", "OutOfMemory", "GoldenMismatch"])
+def test_pods_that_end_again_and_again_abort_with_their_own_words_before_a_user_saw_the_canary(reason: Any) -> None:
+    world = releasing()
+    world.step()
+    world.go_well_except_pods()
+    world.step()
+    world.ready(2, 0, trouble=PodTrouble(reason, "exit code 137: out of what it needs"))
+    world.step()
+    assert world.ready_condition() == ("False", reason)
+    assert "out of what it needs" in message(world)
+    assert all(w.get(2, 0) == 0 for w in world.written_weights)
+
+
+def test_a_canary_that_lost_readiness_loses_its_weight_at_once_and_is_aborted_when_it_does_not_recover() -> None:
+    world = releasing()
+    until_accepted(world, 5)
+    go_through(world, 9)
+    world.ready(2, 0, trouble=PodTrouble("NotReady", "triton answers 400"))
+    world.step()
+    assert world.weights == {1: 100}
+    assert world.status.aborted == []
+    world.now += timedelta(seconds=31)
+    world.step()
+    assert world.ready_condition() == ("False", "ReadinessLost")
+
+
+def test_a_canary_that_recovers_in_time_gets_its_weight_back_and_holds_anew() -> None:
+    world = releasing()
+    until_accepted(world, 5)
+    go_through(world, 60)
+    world.ready(2, 0, trouble=PodTrouble("NotReady", "triton answers 400"))
+    world.step()
+    world.go_well()
+    world.now += timedelta(seconds=10)
+    world.ready(2, trouble=None)
+    until_accepted(world, 5)
+    assert world.status.step is not None
+    assert world.status.step.accepted_at is not None
+    go_through(world, 90)
+    assert world.status.step.weight == 5
+
+
+def test_a_canary_that_cannot_be_scheduled_harms_nobody_and_is_aborted_past_the_deadline_with_the_schedulers_words() -> None:
+    world = releasing(progressDeadline="5m")
+    world.step()
+    world.go_well_except_pods()
+    world.step()
+    said = "Unschedulable: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+    world.ready(2, 0, words=said, trouble=PodTrouble("Unschedulable", said))
+    world.step()
+    assert world.ready_condition() == ("False", "Starting")
+    assert "Insufficient nvidia.com/gpu" in message(world)
+    world.now += timedelta(minutes=4)
+    world.step()
+    assert world.status.aborted == []
+    world.now += timedelta(minutes=2)
+    world.step()
+    assert world.ready_condition() == ("False", "Unschedulable")
+    assert "WithinReplicas" in message(world)
+    assert world.weights == {1: 100}
+
+
+def test_stable_that_breaks_while_the_canary_is_well_moves_no_weight() -> None:
+    world = releasing()
+    until_accepted(world, 5)
+    world.ready(1, 0)
+    go_through(world, 300, stable=(0, 0), canary=(100, 0))
+    assert world.weights == {1: 95, 2: 5}
+    available = world.status.condition("Available")
+    assert available is not None
+    assert available.status == "False"
+
+
+# --- other commits in mid-rollout --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "end"),
+    [
+        ({"canary": None}, {1: 100}),
+        ({"stable": 2, "canary": None}, {2: 100}),
+        ({"canary": 3}, {3: 100}),
+        ({"stable": 2, "canary": 3}, {3: 100}),
+        ({"stable": 3, "canary": None}, {3: 100}),
+        ({"stable": 3, "canary": 2}, {2: 100}),
+        ({"canary": 3, "paused": True}, {1: 100}),
+    ],
+)
+@pytest.mark.parametrize("weight", [5, 50])
+def test_a_new_spec_in_mid_rollout_wins_and_never_makes_it_three_way(
+    change: dict[str, Any], end: dict[int, int], weight: int
+) -> None:
+    world = World(spec(1, 2, 3))
+    world.settle()
+    commit(world, versions=(1, 2, 3))
+    until_accepted(world, 5)
+    if weight == 50:
+        go_through(world, 130)
+        until_accepted(world, 50)
+    commit(world, versions=(1, 2, 3), **change)
+    world.settle()
+    assert world.weights == end, "World asserts at each write: sum 100, two versions at most, none raised on an unready one"
+
+
+def test_a_rollback_after_the_promotion_asks_for_no_analysis() -> None:
+    world = releasing()
+    world.settle()
+    commit(world, stable=2, canary=None)
+    world.step()
+    commit(world, stable=1, canary=None)
+    world.settle()
+    assert world.weights == {1: 100}
+
+
+def test_a_canary_that_dies_at_100_gives_the_traffic_back_even_when_stables_pods_have_gone() -> None:
+    world = releasing()
+    world.settle()
+    assert set(world.servings) == {2}
+    world.ready(2, 0, trouble=PodTrouble("CrashLoop", "segmentation fault"))
+    world.step()
+    assert world.status.aborted
+    world.step()
+    assert 1 in world.servings
+    assert world.weights == {2: 100}, "nothing is ready: the last weights stay"
+    world.ready(1)
+    world.step()
+    assert world.weights == {1: 100}
+
+
+def test_an_edit_of_the_route_does_not_bring_back_a_stable_that_was_scaled_away() -> None:
+    world = releasing()
+    world.settle()
+    world.gateway_accepts = False
+    commit(world, routing={"parentRefs": [{"name": "gateway"}], "hostnames": ["other.example.com"]})
+    for _ in range(3):
+        world.step()
+    assert set(world.servings) == {2}
+
+
+# --- pods ------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_canarys_pods_follow_its_weight_and_stable_keeps_its_size() -> None:
+    world = World(spec(1, 2, runtime={"replicas": 10}))
+    world.settle()
+    commit(world, runtime={"replicas": 10})
+    until_accepted(world, 5)
+    assert (world.servings[1].replicas, world.servings[2].replicas) == (10, 1)
+    go_through(world, 125)
+    assert world.status.step is not None
+    assert world.status.step.weight == 50
+    world.step()
+    assert world.servings[2].replicas == 5
+    assert world.weights == {1: 95, 2: 5}, "no weight before the pods for it are ready"
+    until_accepted(world, 50)
+    assert world.servings[1].replicas == 10
+
+
+def test_surge_within_replicas_takes_the_canarys_pods_from_stables_and_shows_the_arithmetic() -> None:
+    world = World(spec(1, 2, runtime={"replicas": 4}))
+    world.settle()
+    commit(world, runtime={"replicas": 4}, surge="WithinReplicas")
+    until_accepted(world, 5)
+    assert (world.servings[1].replicas, world.servings[2].replicas) == (3, 1)
+    world.step()
+    assert "3 of 4 pods are stable's, each has 32 % of the traffic where it would have 24 %" in message(world)
+    world.settle()
+    assert world.weights == {2: 100}
+    assert world.servings[2].replicas == 4
+
+
+def test_an_autoscaler_keeps_what_it_grew_through_rollout_and_runtime_change() -> None:
+    scaling = {"minReplicas": 2, "maxReplicas": 10, "targetCPUUtilizationPercentage": 80}
+    runtime = {"autoscaling": scaling, "resources": {"requests": {"cpu": 1}}}
+    world = World(spec(1, 2, runtime=runtime))
+    world.settle()
+    assert world.autoscalers["digits-v1"]["minReplicas"] == 2
+    world.servings[1] = replace(world.servings[1], replicas=8, ready=8, updated=8, total=8)
+    world.settle()
+    assert world.servings[1].replicas == 8
+    commit(world, runtime=runtime)
+    until_accepted(world, 5)
+    assert world.autoscalers["digits-v1"]["minReplicas"] == 8, "its load moves to the canary: it may not shrink before the end"
+    world.ready(2)
+    commit(world, runtime=runtime | {"image": "triton:2"})
+    world.step()
+    assert world.servings[1].replicas == 8, "a rendered Deployment names the pods that the autoscaler chose"
+    commit(world, runtime={"replicas": 2, "resources": {"requests": {"cpu": 1}}})
+    world.step()
+    assert world.autoscalers == {}
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_custom_metric_out_of_bounds_twice_aborts_and_one_without_a_value_holds() -> None:
+    metrics = [{"name": "complaints", "query": "sum(complaints{v='{{canary}}'})", "max": "3"}]
+    analysis = {"prometheus": {"address": "http://prometheus:9090", "metrics": metrics}}
+    world = releasing(analysis=analysis)
+    until_accepted(world, 5)
+    decided = world.step()
+    assert decided.aim is not None
+    assert decided.aim.metrics == {"complaints": "sum(complaints{v='2'})"}
+
+    def read(value: float | None) -> None:
+        assert world.gathered is not None
+        reading = Reading("complaints", world.now, value, None if value is not None else "no sample")
+        world.gathered = replace(world.gathered, readings={"complaints": reading})
+
+    while world.now < parse(world.status.step.until):  # type: ignore[union-attr, arg-type]
+        world.feed()
+        read(None)
+        world.step()
+    assert world.ready_condition() == ("False", "NoMetric")
+    for _ in range(2):
+        world.feed()
+        read(4.0)
+        world.step()
+    assert world.ready_condition() == ("False", "MetricOutOfBounds")
+    assert world.weights == {1: 100}
+
+
+def parse(text: str) -> Any:
+    from perch.status import parse_time
+
+    return parse_time(text)
+
+
+def test_a_lost_status_replays_the_rollout_from_its_first_step() -> None:
+    world = releasing()
+    until_accepted(world, 5)
+    go_through(world, 130)
+    until_accepted(world, 50)
+    world.status = Status()
+    world.step()
+    world.settle()
+    assert world.weights == {2: 100}
