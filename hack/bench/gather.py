@@ -13,20 +13,24 @@ import json
 import multiprocessing
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import Connection
+from statistics import median
 from typing import Any, cast
 
 import psutil
 
+from perch.ask import NoAnswerError, open_session
 from perch.cache import Cache
-from perch.counters import parse_counters
+from perch.counters import MAX_SKEW, parse_counters
 from perch.evidence import Aim
-from perch.gather import Gatherer
+from perch.gather import Gatherer, PodSource, utc_now
 from perch.names import child_labels
 
 PODS = 2
-"""Per version."""
+"""Of either version, where many canaries are looked at."""
 
 # As tritonserver 2.51 said it about one model on a machine without a GPU; the counts are filled in.
 TEXT = """\
@@ -88,7 +92,7 @@ def text(version: int, count: int) -> str:
 
 
 def address(canary: int, version: int, number: int) -> str:
-    return f"127.1.{canary}.{10 * version + number}"
+    return f"127.{version}.{canary}.{number + 1}"
 
 
 def serve(addresses: list[tuple[str, int]], told: Connection) -> None:
@@ -191,19 +195,60 @@ def parse_seconds() -> float:
     return (time.perf_counter() - began) / turns
 
 
-def measure(canaries: int = 50, seconds: float = 60) -> dict[str, float]:
-    addresses = [(address(n, version, each), version) for n in range(canaries) for version in (1, 2) for each in range(PODS)]
+async def look(pods: int, port: int, looks: int = 30) -> dict[str, float]:
+    """How far apart the pods of one look are read, so many of either version, and how many looks are lost by that."""
+    cache = Cache(cast(Any, None), (), print)
+    for version in (1, 2):
+        for each in range(pods):
+            cache.absorb(pod("model", address(0, version, each), version))
+    times: list[datetime] = []
+
+    def clock() -> datetime:
+        times.append(utc_now())
+        return times[-1]
+
+    async with open_session() as session:
+        source = PodSource(session, cache, ("default", "model"), Aim("5", "digits", 1, 2, utc_now()), clock, port)
+        for _ in range(looks):
+            with suppress(NoAnswerError):
+                await source.look()
+            await asyncio.sleep(0.5)
+    # The first look makes the connections.
+    widths = [(end - begin).total_seconds() for begin, end in zip(times[2::2], times[3::2], strict=True)]
+    return {
+        "pods of either version": pods,
+        "median ms": round(1000 * median(widths), 1),
+        "worst ms": round(1000 * max(widths), 1),
+        "lost": sum(width > MAX_SKEW.total_seconds() for width in widths),
+        "of": len(widths),
+    }
+
+
+@contextmanager
+def served(canaries: int, pods: int) -> Iterator[int]:
+    """The port of a server that stands in for so many pods of either version of so many canaries."""
+    addresses = [(address(n, version, each), version) for n in range(canaries) for version in (1, 2) for each in range(pods)]
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     server = context.Process(target=serve, args=(addresses, there), daemon=True)
     server.start()
     try:
         assert here.poll(30), "the server did not start"
-        found = asyncio.run(watch(canaries, here.recv(), seconds))
+        yield here.recv()
     finally:
         server.terminate()
         server.join()
-    return {**found, "ms to parse a pod's text": round(1000 * parse_seconds(), 3)}
+
+
+def measure(canaries: int = 50, seconds: float = 60) -> dict[str, Any]:
+    with served(canaries, PODS) as port:
+        found: dict[str, Any] = asyncio.run(watch(canaries, port, seconds))
+    found["ms to parse a pod's text"] = round(1000 * parse_seconds(), 3)
+    found["looks"] = []
+    for pods in (1, 10, 50, 100):
+        with served(1, pods) as port:
+            found["looks"].append(asyncio.run(look(pods, port)))
+    return found
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ PENDING = "pending"
 # Of the hundred counters of a cluster and of the listener: those that tell of requests, by status and by what went wrong.
 _CLUSTER = re.compile(
     r"envoy_cluster_(upstream_rq|upstream_rq_(timeout|rx_reset|tx_reset|retry|pending_overflow|pending_failure_eject)"
-    r"|upstream_cx_(connect_fail|destroy_remote_with_active_rq)|grpc_[A-Za-z]+_\d+)"
+    r"|upstream_cx_(connect_fail|destroy_remote_with_active_rq)|grpc_[A-Za-z]+_\d+"
+    r"|endpoint_rq_(success|error))"
 )
 _LISTENER = re.compile(r"envoy_http_(downstream_rq_(xx|rx_reset|tx_reset)|no_route|no_cluster)")
 _SAMPLE = re.compile(r"(\w+)\{(.*)\} (\S+)")
@@ -36,9 +37,13 @@ class Page:
     seconds: float
 
 
+# A connection for each look, as after a pause; but not a TLS context for each, which would take many times as long as the look.
+_CLIENT = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0), timeout=5)
+
+
 def fetch(url: str) -> Page:
     began = time.perf_counter()
-    answer = httpx.get(url, timeout=5)
+    answer = _CLIENT.get(url)
     answer.raise_for_status()
     return Page(answer.text, time.perf_counter() - began)
 
@@ -61,23 +66,22 @@ def read_triton(text: str, model: str, version: str) -> Counts:
 
 def read_envoy(text: str, route: str) -> Counts:
     """A route's clusters, as `rule/0 upstream_rq 503` and `rule/0 grpc_ModelInfer_13`, and the listener of all routes."""
-    found = {}
+    found: dict[str, float] = {}
     for name, labels, value in samples(text):
         cluster = labels.get("envoy_cluster_name", "")
         if _CLUSTER.fullmatch(name) and cluster.startswith(route):
-            code = labels.get("envoy_response_code")
-            found[" ".join([cluster.removeprefix(route), name.removeprefix("envoy_cluster_"), *([code] if code else [])])] = value
+            words = [cluster.removeprefix(route), name.removeprefix("envoy_cluster_"), labels.get("envoy_response_code", "")]
         elif _LISTENER.fullmatch(name) and labels.get("envoy_http_conn_manager_prefix", "").startswith("http-"):
             kind = labels.get("envoy_response_code_class")
-            found[" ".join(["listener", name.removeprefix("envoy_http_"), *([f"{kind}xx"] if kind else [])])] = value
+            words = ["listener", name.removeprefix("envoy_http_"), f"{kind}xx" if kind else ""]
+        else:
+            continue
+        key = " ".join(words).strip()
+        found[key] = found.get(key, 0) + value  # of endpoints there are several
     return found
 
 
 def changes(before: Counts, after: Counts) -> dict[str, float]:
-    """What grew, and by how much. What shrank began anew at 0: all that is there now is since."""
-    grown = {name: value - (before.get(name, 0) if value >= before.get(name, 0) else 0) for name, value in after.items()}
-    return {name: value for name, value in grown.items() if value}
-
-
-def began_anew(before: Counts, after: Counts) -> bool:
-    return any(after.get(name, 0) < value for name, value in before.items() if name != PENDING)
+    """What grew, and by how much; of a gauge, what is left."""
+    grown = {name: value - before.get(name, 0) for name, value in after.items() if name != PENDING}
+    return {name: value for name, value in (grown | {PENDING: after.get(PENDING, 0)}).items() if value}

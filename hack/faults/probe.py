@@ -6,6 +6,7 @@ The figures go to docs/evidence.md, which this command writes as a whole; what P
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,14 +20,15 @@ from devcluster.release import install
 from faults import Kind, report
 from faults.cases import CASES, Case, Play
 from faults.client import PROTOCOLS, Client, Protocol, Request
-from faults.counters import PENDING, Counts, Page, began_anew, changes, fetch, read_triton
+from faults.counters import PENDING, Counts, Page, changes, fetch, read_triton
 from faults.report import Findings, Golden, Row, Scrapes, Split
-from faults.stage import CANARY, FAULTY, FILTERED, MODEL, NOBODY, PLAIN, WEIGHTS, Backend, Stage
+from faults.stage import CANARY, FAULTY, FILTERED, MODEL, NOBODY, ORPHANED, PLAIN, WEIGHTS, Backend, Stage
 from perch.builders.serving import METRICS
 
 EVIDENCE = Path(__file__).resolve().parents[2] / "docs" / "evidence.md"
 SETTLED = 1.0
 """Seconds for which nothing may change before the counters are read."""
+READY = "ready"
 SPLIT_REQUESTS = 500
 SCRAPES = 200
 LOAD = 50.0
@@ -74,13 +76,11 @@ def observe(stage: Stage, case: Case, protocol: Protocol) -> Row:
     client.close()
     if not case.lasting:
         stage.wait_ready(case.backend)
-    after = _settled(stage, case)
-    pod = _pod_words(stage, case.backend, restarts)
-    row = Row(
-        case, protocol, outcomes, changes(before, after), pending.most, began_anew(before, after),
-        changes(envoy, stage.envoy()), pod,
-    )  # fmt: skip
-    if case.lasting:
+    after, pod = _settled(stage, case), _pod_words(stage, case.backend, restarts)
+    anew = _restarts(stage, case.backend) > restarts
+    triton = changes({} if anew else before, after)
+    row = Row(case, protocol, outcomes, triton, pending.most, anew, changes(envoy, stage.envoy()), pod)
+    if case.lasting or anew:  # the kubelet lets a container that dies again wait ever longer
         stage.restart(case.backend)
     return row
 
@@ -96,7 +96,7 @@ def _settled(stage: Stage, case: Case) -> Counts:
     return last
 
 
-def _container(stage: Stage, backend: Backend) -> dict:
+def _container(stage: Stage, backend: Backend) -> dict[str, Any]:
     return next(c for c in stage.pod(backend)["status"]["containerStatuses"] if c["name"] == "triton")
 
 
@@ -106,7 +106,7 @@ def _restarts(stage: Stage, backend: Backend) -> int:
 
 def _pod_words(stage: Stage, backend: Backend, restarts: int) -> str:
     container = _container(stage, backend)
-    ready = "Ready" if container["ready"] else "not Ready"
+    ready = READY if container["ready"] else "not ready"
     again = container["restartCount"] - restarts
     if not again:
         return ready
@@ -165,8 +165,9 @@ def split(stage: Stage, route: str) -> Split:
     client.close()
     return Split(
         {p: [turn for turn, version in enumerate(versions) if version == CANARY.version] for p, versions in answered.items()},
+        SPLIT_REQUESTS,
         {name: value for name, value in counted.items() if name.endswith("upstream_rq 200")},
-        sorted({stage.endpoint_owner(address) for address in stage.endpoints(route)}),
+        stage.endpoints(route),
         told,
     )
 
@@ -195,7 +196,7 @@ def main(
             golden=golden(stage),
             rows=list(_rows(stage, CASES)),
             scrapes=scrapes(stage),
-            splits={route: split(stage, route) for route in (PLAIN, FILTERED)},
+            splits={route: split(stage, route) for route in (PLAIN, FILTERED, ORPHANED)},
             canary_weight=WEIGHTS[FAULTY],
         )
         EVIDENCE.write_text(report.render(found))
@@ -213,7 +214,7 @@ def _ready(name: str) -> Cluster:
     return cluster
 
 
-def _rows(stage: Stage, cases: Any) -> Any:
+def _rows(stage: Stage, cases: Iterable[Case]) -> Iterator[Row]:
     for case in cases:
         for protocol in case.protocols:
             row = observe(stage, case, protocol)

@@ -20,7 +20,7 @@ from devcluster import Cluster
 from devcluster.tenant import Tenant
 from faults import Kind, Pixels, mark
 from faults.client import TOLD, Client
-from faults.counters import Counts, Page, fetch, read_envoy, read_triton
+from faults.counters import Counts, Page, fetch, read_envoy, read_triton, samples
 from faults.publish import publish
 from perch.builders.route import GRPC_METHODS, GRPC_SERVICE, rest_paths
 from perch.builders.serving import GRPC, HTTP, METRICS
@@ -33,8 +33,8 @@ VERSIONS = {SOUND: 1, FAULTY: 2}
 MEMORY = "1Gi"
 """The limit of a Triton container; the fault OOM takes four times as much."""
 ENVOY_STATS = 19001
-CHOSEN, PLAIN, FILTERED = "chosen", "plain", "filtered"
-"""The routes: by header; 90 to 10 as Perch splits; the same with a filter on each backend."""
+CHOSEN, PLAIN, FILTERED, ORPHANED = "chosen", "plain", "filtered", "orphaned"
+"""The routes: by header; 90 to 10 as Perch splits; the same with a filter on each backend; the same, but a canary without pods."""
 HEADER = "probe"
 WEIGHTS = {SOUND: 90, FAULTY: 10}
 TRITON = "serving.perch.dev/component=triton"
@@ -54,6 +54,7 @@ class Backend:
     selector: str
 
 
+STABLE = Backend(SOUND, "1", f"{TRITON},serving.perch.dev/model-deployment={SOUND}")
 CANARY = Backend(FAULTY, "2", f"{TRITON},serving.perch.dev/model-deployment={FAULTY}")
 PYTHON = Backend(OWN, "1", f"app={OWN}")
 NOBODY = Backend(EMPTY, "1", f"app={EMPTY}")
@@ -140,6 +141,7 @@ class Stage:
             CHOSEN: [rule for header, service in chosen.items() for rule in _rules({service: 100}, header)],
             PLAIN: _rules(split),
             FILTERED: _rules(split, filters=True),
+            ORPHANED: _rules({f"{SOUND}-v{VERSIONS[SOUND]}": WEIGHTS[SOUND], EMPTY: WEIGHTS[FAULTY]}),
         }
         return [
             self._object(
@@ -178,7 +180,24 @@ class Stage:
         return fetch(f"http://{address}:{ENVOY_STATS}/stats/prometheus")
 
     def envoy(self, route: str = CHOSEN) -> Counts:
-        return read_envoy(self.envoy_page().text, f"httproute/{self.tenant.namespace}/{route}/")
+        return read_envoy(self.envoy_page().text, self.clusters(route))
+
+    def endpoints(self, route: str) -> dict[str, float]:
+        """Good answers by backend of a route, as Envoy's statistics of single endpoints say."""
+        names = {self.address(CANARY): FAULTY, self.address(STABLE): SOUND}
+        found: dict[str, float] = {}
+        for name, labels, value in samples(self.envoy_page().text):
+            if name == "envoy_cluster_endpoint_rq_success" and labels["envoy_cluster_name"].startswith(self.clusters(route)):
+                backend = names[labels["envoy_endpoint_address"].rsplit(":", 1)[0]]
+                found[backend] = found.get(backend, 0) + value
+        return found
+
+    def clusters(self, route: str) -> str:
+        """How the names of a route's clusters begin."""
+        return f"httproute/{self.tenant.namespace}/{route}/"
+
+    def triton_version(self) -> str:
+        return str(httpx.get(f"http://{self.address(CANARY)}:{HTTP}/v2", timeout=5).json()["version"])
 
     def pod(self, backend: Backend) -> dict[str, Any]:
         """The one pod of the backend that is not being deleted."""

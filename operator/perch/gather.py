@@ -169,7 +169,7 @@ class Gatherer:
                 watch.batches.append(replace(batch, since=since, until=until))
             if news:
                 self._changed(key)
-            await asyncio.sleep(self._pause(key, self._interval))
+            await asyncio.sleep(self._pause(key))
 
     async def _read(self, session: aiohttp.ClientSession, key: Key, watch: Watch) -> None:
         # Sooner, the shortest window would reach back beyond the change of weights.
@@ -179,7 +179,7 @@ class Gatherer:
                 readings = await asyncio.gather(*(self._read_one(session, key, watch, name) for name in watch.aim.metrics))
             watch.readings = {reading.name: reading for reading in readings}
             self._changed(key)
-            await asyncio.sleep(self._pause(key, self._interval * READ_EVERY))
+            await asyncio.sleep(self._interval * READ_EVERY)
 
     async def _read_one(self, session: aiohttp.ClientSession, key: Key, watch: Watch, name: str) -> Reading:
         now, aim = whole_seconds(self._clock()), watch.aim
@@ -197,14 +197,14 @@ class Gatherer:
         while (rest := (moment - self._clock()).total_seconds()) > 0:
             await asyncio.sleep(min(rest, self._interval))
 
-    def _pause(self, key: Key, every: float) -> float:
+    def _pause(self, key: Key) -> float:
         """Seconds to the key's next turn. Each key has its turns at a phase of its own, lest all ask at the same moment.
 
         Never less than a third of the interval: batches are told apart by the second in which they end.
         """
-        phase = zlib.crc32("/".join(key).encode()) / 2**32 * every
-        rest = every - (asyncio.get_running_loop().time() - phase) % every
-        return rest if rest >= every / 3 else rest + every
+        phase = zlib.crc32("/".join(key).encode()) / 2**32 * self._interval
+        rest = self._interval - (asyncio.get_running_loop().time() - phase) % self._interval
+        return rest if rest >= self._interval / 3 else rest + self._interval
 
 
 @dataclass

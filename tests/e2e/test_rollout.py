@@ -146,7 +146,7 @@ def test_a_canary_whose_answers_differ_from_the_checkpoints_is_aborted_before_a_
     assert canary_shares(watch) == [0]
     assert failed(running.results()) == []
     assert condition["status"] == "False"
-    assert "toleran" in condition["message"], "the figures stand in the message"
+    assert "largest error" in condition["message"], "the figures stand in the message"
 
 
 def test_a_canary_that_the_cluster_has_no_gpu_for_harms_nobody_and_is_aborted_with_the_schedulers_words(tenant: Tenant) -> None:

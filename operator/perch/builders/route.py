@@ -13,7 +13,7 @@ from perch.api import HeaderMatch, Routing
 from perch.builders import build_metadata
 from perch.builders.serving import GRPC, HTTP
 from perch.names import child_labels, serving_name, version_of
-from perch.observed import Identity
+from perch.observed import Identity, RouteFacts, matches
 
 GRPC_SERVICE = "/inference.GRPCInferenceService"
 GRPC_METHODS = (
@@ -26,6 +26,9 @@ GRPC_METHODS = (
     "ServerReady",
     "ServerMetadata",
 )
+REHEARSAL_HEADER = "x-perch-rehearsal"
+NEVER_DEFAULTED = ("filters", "sessionPersistence", "retry")
+"""Parts of a rule that no API server fills in: what stands there and was not asked for is a former wish, or somebody's edit."""
 
 
 def rest_paths(model: str) -> tuple[str, ...]:
@@ -48,11 +51,13 @@ def build_route(
     *,
     headers: tuple[int, Sequence[HeaderMatch]] | None = None,
     mirror: tuple[int, int] | None = None,
+    rehearsal: bool = False,
 ) -> dict[str, Any]:
     """`weights`: percent by version, summing to 100; versions with 0 stay as backends until they are drained.
 
     `headers`: a version, and the headers whose requests all go to it. `mirror`: a version, and the percent of the other requests
     that are copied to it. The Services of both must be there: gateways answer 500 to all requests of a rule that names another.
+    `rehearsal`: the copies stand in rules of their own that no request meets, see `must_rehearse`.
     """
     grpc = [f"{GRPC_SERVICE}/{method}" for method in GRPC_METHODS]
     rest = rest_paths(model)
@@ -67,13 +72,14 @@ def build_route(
             # A stream lives as long as its client wants: no limit of the gateway's own.
             "timeouts": {"request": "0s"},
         }
-        if mirror is not None:
-            version, percent = mirror
-            copies = {"backendRef": backend(version, port), "percent": percent}
-            rule["filters"] = [{"type": "RequestMirror", "requestMirror": copies}]
-        return rule
+        return rule if mirror is None or rehearsal else mirrored(rule, port, *mirror)
+
+    def mirrored(rule: dict[str, Any], port: int, version: int, percent: int) -> dict[str, Any]:
+        copies = {"backendRef": backend(version, port), "percent": percent}
+        return {**rule, "filters": [{"type": "RequestMirror", "requestMirror": copies}]}
 
     def by_header(paths: Iterable[str], port: int, version: int, wanted: Sequence[HeaderMatch]) -> dict[str, Any]:
+        # The server would add the type where it is left out, and the next pass would take that for somebody's edit.
         matched = [{"type": "Exact", **h.model_dump(mode="json", exclude_none=True)} for h in wanted]
         return {
             "matches": [{"path": path, "headers": matched} for path in _exact(paths)],
@@ -85,6 +91,9 @@ def build_route(
     if headers is not None:
         # Of two rules with the same exact path, gateways take the one with more headers, whichever comes first.
         rules += [by_header(grpc, GRPC, *headers), by_header(rest, HTTP, *headers)]
+    if mirror is not None and rehearsal:
+        nobody = [HeaderMatch(name=REHEARSAL_HEADER, value=identity.uid)]
+        rules += [mirrored(by_header(p[:1], port, mirror[0], nobody), port, *mirror) for p, port in ((grpc, GRPC), (rest, HTTP))]
     return {
         "apiVersion": "gateway.networking.k8s.io/v1",
         "kind": "HTTPRoute",
@@ -104,8 +113,43 @@ def build_route(
     }
 
 
+def _headers(rule: Mapping[str, Any]) -> bool:
+    """Whether a rule is for requests with certain headers only."""
+    return any(match.get("headers") for match in rule.get("matches", []))
+
+
 def _exact(paths: Iterable[str]) -> list[dict[str, str]]:
     return [{"type": "Exact", "value": path} for path in paths]
+
+
+def is_current(built: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """Whether the route's spec stands as it was built. Copies that are asked for no more count, and so does session persistence
+    that somebody added: requests that stick to a version are not assigned at random, and a canary could not be judged by them.
+    """
+
+    def extra(wanted: Mapping[str, Any], rule: Mapping[str, Any]) -> bool:
+        return any(rule.get(part) and part not in wanted for part in NEVER_DEFAULTED)
+
+    return matches(built, found) and not any(map(extra, built["rules"], found["rules"]))
+
+
+def must_rehearse(route: RouteFacts | None) -> bool:
+    """Whether copies are asked for in rules that no request meets, until the Gateway has shown that it knows them.
+
+    Mirrors are an optional part of the Gateway API, and to all requests of a rule with a filter that it does not know a Gateway
+    answers 500 (Envoy Gateway 1.9, tried; it drops the rule, calls the route accepted and PartiallyInvalid, and its GatewayClass
+    does not say what it knows). Refused in rules of its own, the filter costs nobody a request.
+    """
+    if route is None:
+        return True
+    asked = [rule for rule in route.spec.get("rules", []) if rule.get("filters")]
+    if not asked:
+        return True
+    in_use = any(not _headers(rule) for rule in asked)
+    if route.accepted:
+        return False
+    # In use and refused: back to the rehearsal. Of an answer that is still to come nothing follows.
+    return not in_use or route.reason != "AwaitingGateway"
 
 
 def read_weights(spec: Mapping[str, Any], name: str) -> dict[int, int]:
@@ -113,7 +157,7 @@ def read_weights(spec: Mapping[str, Any], name: str) -> dict[int, int]:
 
     The weights of gRPC and REST are the same, so the first rule that asks for no header tells them.
     """
-    weighted = [rule for rule in spec.get("rules", []) if not any(match.get("headers") for match in rule.get("matches", []))]
+    weighted = [rule for rule in spec.get("rules", []) if not _headers(rule)]
     weights: dict[int, int] = {}
     for backend in weighted[0].get("backendRefs", []) if weighted else []:
         version = version_of(name, backend.get("name", ""))

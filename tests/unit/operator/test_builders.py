@@ -10,10 +10,10 @@ import pytest
 
 from perch.api import HeaderMatch, Routing, Spec
 from perch.builders.autoscaler import build_autoscaler, canonical
-from perch.builders.route import GRPC_METHODS, build_route, read_weights, rest_paths
+from perch.builders.route import GRPC_METHODS, build_route, is_current, must_rehearse, read_weights, rest_paths
 from perch.builders.serving import build_deployment
 from perch.names import artifact_revision
-from perch.observed import Identity
+from perch.observed import Identity, RouteFacts
 from tests.unit.operator.world import INSTALLATION, spec
 
 IDENTITY = Identity("vision", "digits", "uid-1", 1, "1")
@@ -43,6 +43,7 @@ def test_a_plain_route_is_what_it_always_was() -> None:
         pytest.param({"headers": (2, TESTERS)}, id="headers"),
         pytest.param({"mirror": (2, 30)}, id="copies"),
         pytest.param({"headers": (2, TESTERS), "mirror": (2, 30)}, id="both"),
+        pytest.param({"mirror": (2, 30), "rehearsal": True}, id="rehearsed copies"),
     ],
 )
 def test_weights_are_read_whatever_else_stands_in_the_route(more: dict[str, Any]) -> None:
@@ -92,6 +93,66 @@ def test_copies_are_made_of_the_weighted_requests_of_both_protocols_and_of_no_ot
         for port in (8001, 8000)
     ] + [None, None]
     assert [{k: v for k, v in rule.items() if k != "filters"} for rule in rules[:2]] == route()["rules"]
+
+
+def test_rehearsed_copies_stand_in_rules_that_no_request_meets() -> None:
+    rules = route(headers=(2, TESTERS), mirror=(2, 30), rehearsal=True)["rules"]
+    assert rules[:4] == route(headers=(2, TESTERS))["rules"]
+    for rule, used in zip(rules[4:], route(mirror=(2, 30))["rules"], strict=True):
+        assert rule["filters"] == used["filters"]
+        (match,) = rule["matches"]
+        assert match == {
+            **used["matches"][0],
+            "headers": [{"type": "Exact", "name": "x-perch-rehearsal", "value": "uid-1"}],
+        }
+
+
+@pytest.mark.parametrize(
+    ("change", "current"),
+    [
+        pytest.param({}, True, id="nothing"),
+        pytest.param({"name": "rule-0"}, True, id="a default of another release of the Gateway API"),
+        pytest.param({"filters": []}, True, id="no filters, in other words"),
+        pytest.param({"filters": route(mirror=(2, 30))["rules"][0]["filters"]}, False, id="copies that are wanted no more"),
+        pytest.param({"sessionPersistence": {"sessionName": "a"}}, False, id="somebody's session persistence"),
+        pytest.param({"timeouts": {"request": "5s"}}, False, id="somebody's time limit"),
+    ],
+)
+def test_a_route_is_current_where_nothing_in_it_was_not_asked_for(change: dict[str, Any], current: bool) -> None:
+    found = route()
+    found["rules"][1] |= change
+    assert is_current(route(), found) is current
+
+
+def test_copies_that_are_as_asked_for_are_current() -> None:
+    assert is_current(route(mirror=(2, 30)), route(mirror=(2, 30)))
+    assert not is_current(route(mirror=(2, 31)), route(mirror=(2, 30)))
+    assert not is_current(route(), route(headers=(2, TESTERS)))
+
+
+def seen(accepted: bool, reason: str, **more: Any) -> RouteFacts:
+    return RouteFacts({1: 90, 2: 10}, route(**more), "1", accepted, reason, "")
+
+
+REHEARSED, IN_USE = {"mirror": (2, 30), "rehearsal": True}, {"mirror": (2, 30)}
+
+
+@pytest.mark.parametrize(
+    ("found", "rehearses"),
+    [
+        pytest.param(None, True, id="no route yet"),
+        pytest.param(seen(True, "Accepted"), True, id="the route asks for no copies yet"),
+        pytest.param(seen(True, "Accepted", headers=(2, TESTERS)), True, id="the route has testers' rules only"),
+        pytest.param(seen(False, "AwaitingGateway", **REHEARSED), True, id="the Gateway has not answered the rehearsal"),
+        pytest.param(seen(False, "UnsupportedValue", **REHEARSED), True, id="the Gateway knows no mirrors"),
+        pytest.param(seen(True, "Accepted", **REHEARSED), False, id="the Gateway knows mirrors"),
+        pytest.param(seen(True, "Accepted", **IN_USE), False, id="copies are made"),
+        pytest.param(seen(False, "AwaitingGateway", **IN_USE), False, id="copies are made and the weights just changed"),
+        pytest.param(seen(False, "UnsupportedValue", **IN_USE), True, id="the Gateway was replaced by one that knows no mirrors"),
+    ],
+)
+def test_copies_are_rehearsed_until_the_gateway_has_shown_that_it_knows_them(found: RouteFacts | None, rehearses: bool) -> None:
+    assert must_rehearse(found) is rehearses
 
 
 def test_an_autoscaler_scales_its_own_version_between_the_minimum_it_is_given_and_the_users_maximum() -> None:

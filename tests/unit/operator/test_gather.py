@@ -718,8 +718,8 @@ async def test_aims_wait_for_the_gatherer_and_go_with_it() -> None:
 async def test_each_key_has_its_own_phase_of_the_interval() -> None:
     gatherer = Gatherer(Cache(cast(Any, None), (), print), print, lambda: START)
     now = asyncio.get_running_loop().time()
-    turns = sorted((now + gatherer._pause(("vision", f"model-{n}"), 3.0)) % 3.0 for n in range(50))
-    assert all(1.0 <= gatherer._pause(("vision", f"model-{n}"), 3.0) <= 4.0 for n in range(50))
+    turns = sorted((now + gatherer._pause(("vision", f"model-{n}"))) % 3.0 for n in range(50))
+    assert all(1.0 <= gatherer._pause(("vision", f"model-{n}")) <= 4.0 for n in range(50))
     assert max(b - a for a, b in itertools.pairwise(turns)) < 0.5
 
 
