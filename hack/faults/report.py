@@ -1,16 +1,14 @@
 """docs/evidence.md from what the probe saw. Each sentence about the figures is written only where the figures bear it out."""
 
 import re
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from devcluster.addons import PUBLIC_IMAGES
-from faults.cases import MODEL, Case
+from faults.cases import Case
 from faults.client import Outcome, Protocol, count
 from faults.counters import Counts, Page
-from faults.stage import FAULTY, FILTERED, NOBODY, PLAIN, PYTHON, SOUND
 
 LOCK = Path(__file__).resolve().parents[1] / "images" / "requirements-tritonserver.txt"
 
@@ -183,7 +181,9 @@ TRITON: tuple[Claim, ...] = (
     (
         "A client that gives up in the queue leaves a `CANCELED` behind by gRPC, unless its request already was in the next "
         "batch. By REST it leaves a success: Triton computes for a connection that is closed.",
-        _all("in Triton's queue", lambda row: (row.failures.get("CANCELED", 0) > 0) == (row.protocol == "gRPC") and row.success > 0),
+        _all(
+            "in Triton's queue", lambda row: (row.failures.get("CANCELED", 0) > 0) == (row.protocol == "gRPC") and row.success > 0
+        ),
     ),
     (
         "**A stall adds to nothing.** `nv_inference_pending_request_count` counts what waits, not what is computed: a stalled "
@@ -210,10 +210,17 @@ GATEWAY: tuple[Claim, ...] = (
     (
         "Errors by REST are counted by their HTTP status. **Errors by gRPC are answers with status 200**, also in Envoy's own "
         "counters.",
-        _every(*(
-            _all(words, lambda row: row.envoy_total(r"^rule/\d+ upstream_rq 200$" if row.protocol == "gRPC" else " upstream_rq 5") == 20)
-            for words in ("run-time error in onnxruntime", "exception in a Python model", "error response")
-        )),
+        _every(
+            *(
+                _all(
+                    words,
+                    lambda row: (
+                        row.envoy_total(r"^rule/\d+ upstream_rq 200$" if row.protocol == "gRPC" else " upstream_rq 5") == 20
+                    ),
+                )
+                for words in ("run-time error in onnxruntime", "exception in a Python model", "error response")
+            )
+        ),
     ),
 )
 
