@@ -58,6 +58,10 @@ e2e: ## end-to-end tests on a cluster of their own (NAME=test)
 	@$(PY) -m devcluster up --name $${PERCH_TEST_CLUSTER:-test} --gpus 1
 	@$(PY) -m pytest tests/e2e -o timeout=1200
 
+.PHONY: chaos
+chaos: ## every fault under live load, counted, on a cluster of its own (long)
+	@$(PY) -m chaos
+
 .PHONY: bench
 bench: ## measure; the figures go to docs/benchmarks.md by hand
 	@$(PY) -m bench --name bench

@@ -25,9 +25,9 @@ from perch.evidence import Batch, Reading
 
 POINTS = 32
 MOST_ODDS = 1000.0
-"""Bets are on odds of failing up to so many times what is tolerated for."""
+"""Bets are on odds of failing up to so many times those of stable, or of the maximum."""
 NOTHING = -60.0
-"""Natural logarithm of a stake too small to matter: JSON has no -inf. Adds less than 1e-20 to a purse in a billion batches."""
+"""Natural logarithm of a stake too small to matter: JSON has no -inf. Adds less than 1e-15 to a purse in a billion batches."""
 LATENCY_REQUESTS = 100
 """Answers on either side before mean times are compared."""
 VIOLATIONS = 2

@@ -1,0 +1,195 @@
+"""What is done under load, one function for each scenario. A function returns what was seen, or raises Broken.
+
+Before it the stage has settled: version 1 has all traffic and two pods, version 2 may still be on its way out. The load runs
+from before the function to after it. What the function changes on the cluster it puts back; the stage settles the rest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from chaos import crashes, streams
+from chaos.kills import kill_at_every_write
+from chaos.stage import GPUS, NAME, REPLICAS, Stage, expect
+from devcluster.release import install
+
+API_DOWN = 60.0
+
+
+@dataclass(frozen=True)
+class Scenario:
+    name: str
+    done: str
+    """What was done, for the matrix."""
+    play: Callable[[Stage], str]
+    lossless: bool = True
+    """Whether a lost request breaks a promise; else it is counted and told."""
+
+
+# --- releases ----------------------------------------------------------------------------------------------------------
+
+
+def promote(stage: Stage) -> str:
+    stage.serve(1, canary=2)
+    stage.serve(2)
+    stage.wait_gone(1)
+    return ""
+
+
+def revert(stage: Stage) -> str:
+    stage.serve(1, canary=2)
+    stage.serve(2)
+    kept = stage.uids(1)
+    applied = time.monotonic()
+    stage.serve(1)
+    stage.wait_gone(2)
+    expect(stage.uids(1) == kept, "the pods of version 1 are the same ones")
+    last = max(answer.answered for answer in stage.answers() if answer.version == "2")
+    return f"the last answer of version 2 came {max(0.0, last - applied):.1f} s after `kubectl apply` began"
+
+
+def revert_late(stage: Stage) -> str:
+    stage.serve(1, canary=2)
+    stage.serve(2)
+    stage.wait_gone(1)
+    applied = time.monotonic()
+    stage.serve(1)
+    took = time.monotonic() - applied
+    stage.wait_gone(2)
+    return f"version 1 started anew and had all traffic after {took:.0f} s; version 2 served meanwhile"
+
+
+def change_runtime(stage: Stage) -> str:
+    stage.serve(1, canary=2)
+    for env in ({"MARK": "1"}, None):
+        former = stage.uids()
+        stage.serve(1, canary=2, env=env)
+        stage.wait_replaced(former)
+    return "every pod of both versions replaced, twice"
+
+
+def canary_does_not_fit(stage: Stage) -> str:
+    stage.wait_gone(2)
+    kept = stage.uids(1)
+    stage.offer_gpus(REPLICAS)
+    stage.apply(1, canary=2)
+    told = stage.wait(stage.condition, lambda c: "Unschedulable" in c.get("message", ""), "the scheduler's words are told")
+    time.sleep(10)
+    expect(stage.condition("Available")["status"] == "True", "Available stays True")
+    expect(stage.uids(1) == kept, "no pod of version 1 went")
+    expect({a.version for a in stage.answers() if a.ok} == {"1"}, "version 1 gives every answer")
+    stage.offer_gpus(GPUS)
+    stage.wait_served(split=True)
+    return f"“{told['message']}”; once there was room, the split was in place"
+
+
+# --- the operator ------------------------------------------------------------------------------------------------------
+
+
+def upgrade_operator(stage: Stage) -> str:
+    """Other images as defaults too: pods that are there must not be rendered again for them."""
+    stage.wait_gone(2)
+    stage.apply(1, canary=2)
+    stage.wait(lambda: stage.tenant.get("deployment", f"{NAME}-v2"), bool, "the canary is being started")
+    others = [f"{image}.image=example.com/another-{image}:9" for image in ("exporter", "artifacts", "triton")]
+    try:
+        install(stage.cluster, *others, "log.level=DEBUG", "podAnnotations.upgrade=yes", wait=False)
+        stage.wait_served(split=True)
+        kept = stage.uids()
+        stage.serve(2)
+        install(stage.cluster, wait=False)
+        stage.serve(1)
+        expect(stage.uids() == kept, "no pod was replaced")
+    finally:
+        install(stage.cluster)
+    return "upgraded while the canary started, and back between a promotion and its revert; no pod of a model was replaced"
+
+
+# --- what is around it -------------------------------------------------------------------------------------------------
+
+
+def api_server_down(stage: Stage) -> str:
+    with stage.without("kube-apiserver"):
+        time.sleep(API_DOWN)
+    back = time.monotonic()
+    stage.serve(1, canary=2)
+    return f"a canary applied when it was back had its share {time.monotonic() - back:.0f} s later"
+
+
+def api_server_down_at_work(stage: Stage) -> str:
+    stage.wait_gone(2)
+    stage.apply(1, canary=2)
+    with stage.without("kube-apiserver"):
+        time.sleep(API_DOWN)
+    back = time.monotonic()
+    stage.wait_served(split=True)
+    took = time.monotonic() - back
+    stage.apply(2)
+    with stage.without("kube-apiserver"):
+        time.sleep(API_DOWN)
+    back = time.monotonic()
+    stage.wait_served(split=False)
+    stage.wait_gone(1)
+    return (
+        f"killed right after the canary was applied: it had its share {took:.0f} s after the return; "
+        f"and right after the promotion: done {time.monotonic() - back:.0f} s after the return"
+    )
+
+
+def store_down(stage: Stage) -> str:
+    stage.wait_full(1)
+    victim = stage.pods(1)[0]["metadata"]
+    with stage.without("s3"):
+        stage.tenant.kubectl("delete", "pod", victim["name"], "--wait=false")
+        stage.wait(lambda: stage.uids(1), lambda uids: victim["uid"] not in uids, "the pod is gone")
+        told = stage.wait(stage.condition, lambda c: "download" in c.get("message", ""), "the download's words are told", 120)
+    stage.wait_full(1)
+    return (
+        f"a pod deleted meanwhile: its successor could not download (“{told['message']}”) and was ready once the store was back"
+    )
+
+
+def prometheus_down(stage: Stage) -> str:
+    with stage.without("prometheus"):
+        stage.serve(1, canary=2)
+        stage.serve(2)
+    return ""
+
+
+def pod_deleted(stage: Stage) -> str:
+    stage.wait_full(1)
+    for victim in stage.pods(1):
+        stage.tenant.kubectl("delete", "pod", victim["metadata"]["name"], "--wait=false")
+        stage.wait_replaced({victim["metadata"]["uid"]})
+        stage.wait_full(1)
+    return "each of the two pods, one after the other"
+
+
+# A rollout that is judged adds its functions here: a canary that fails and is aborted, a step that waits for evidence, the
+# metrics' source down while a step is judged. Nothing else needs to know of them.
+SCENARIOS = (
+    Scenario("promote", "{stable: 1, canary: 2} at 50 %, then {stable: 2}, until version 1's pods are gone", promote),
+    Scenario("revert", "{stable: 2} back to {stable: 1}, whose pods are still there", revert),
+    Scenario("revert-late", "{stable: 2} back to {stable: 1}, whose pods are gone", revert_late),
+    Scenario("runtime", "spec.runtime.env changed during a split, and back", change_runtime),
+    Scenario("full-node", "a canary for which the node has no GPU left", canary_does_not_fit),
+    Scenario(
+        "operator-kills", "the operator killed (SIGKILL) at every write of a release, before and after", kill_at_every_write
+    ),
+    Scenario(
+        "operator-upgrade", "helm upgrade of the operator in mid-rollout: other images, log level; and back", upgrade_operator
+    ),
+    Scenario("api-server", f"kube-apiserver killed (SIGKILL), down for {API_DOWN:.0f} s", api_server_down),
+    Scenario("api-server-busy", "the same twice, each time right after `kubectl apply`", api_server_down_at_work),
+    Scenario("store", "the S3 server down while serving, and while a new pod is asked for", store_down),
+    Scenario("prometheus", "Prometheus down during a canary and its promotion", prometheus_down),
+    Scenario("pod-deleted", "`kubectl delete pod` of a Triton pod, a second one serving", pod_deleted),
+    Scenario("streams", "gRPC streams during a promotion, until version 1's pods are gone", streams.streams_during_promotion),
+    Scenario("crash", "a Triton killed (SIGKILL), a second one serving", crashes.killed_without_retries, lossless=False),
+    Scenario("crash-safe", f"the same, retries on {', '.join(crashes.SAFE)}", crashes.killed_with_safe_retries, lossless=False),
+    Scenario("crash-retried", f"the same, retries on {', '.join(crashes.ALL)}", crashes.killed_with_retries),
+    Scenario("crash-large", "the same, and requests of 97 KB", crashes.killed_with_large_requests, lossless=False),
+    Scenario("crash-large-buffered", "the same, with 4 MiB of buffer", crashes.killed_with_large_requests_and_buffers),
+)

@@ -1,0 +1,250 @@
+"""What every scenario is played on: one cluster, one ModelDeployment with two versions of two pods each, and load on it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tests.e2e.conftest import deployment, upload_digits
+
+from chaos.outside import Outside
+from demo import checkpoints
+from demo.load import Answer, Load
+from devcluster import Cluster
+from devcluster.paths import MANIFESTS
+from devcluster.release import NAMESPACE
+from devcluster.tenant import Tenant
+from perch.names import ANNOTATION_SERVING_HASH
+
+NAME = "digits"
+REPLICAS = 2
+GPUS = 8
+"""What the node offers: room for two versions in the middle of a rolling update. Each pod asks for one."""
+QUEUE_DELAY = 20_000
+"""Microseconds that Triton waits for a batch to fill: so that a fault always meets requests that are under way."""
+GRPC_RATE, REST_RATE = 30.0, 10.0
+IN_FLIGHT = 4
+"""Requests of one protocol under way at once: one that hangs must not stop the others from being counted."""
+CANARY_WEIGHT = 50
+PROXIES = 3.0
+"""Seconds until the proxies have taken a policy or a pod in: nothing tells."""
+PATIENCE = 300.0
+"""Seconds for a change to be done. Two cores may be busy with much else."""
+
+
+class Broken(Exception):
+    """Something other than a request was not as it should be."""
+
+
+def expect(holds: bool, what: str) -> None:
+    if not holds:
+        raise Broken(what)
+
+
+class Stage:
+    def __init__(self, cluster: Cluster, logs: Path, namespace: str = "chaos") -> None:
+        self.cluster = cluster
+        self.logs = logs
+        self.tenant = Tenant(cluster, namespace)
+        self.host = f"{NAME}.{namespace}.example.com"
+        self.entries: list[dict[str, Any]] = []
+        self.load: Load
+        """The one that runs while a scenario does."""
+        self.others: list[Answer] = []
+        """Outcomes of requests that a scenario sends by itself."""
+
+    # -- setting up
+
+    def build(self) -> None:
+        """The ModelDeployment, anew: what an earlier run left goes first."""
+        self.tenant.delete()
+        self.tenant.make()
+        self.entries = upload_digits(self.tenant)
+        for entry in self.entries:
+            entry["triton"]["dynamicBatching"]["maxQueueDelayMicroseconds"] = QUEUE_DELAY
+        self.forget_retries()
+        self.settle()
+        published = {"Published", "Serving"}
+        self.wait(self._phases, lambda phases: set(phases) <= published, "both versions are exported")
+
+    def settle(self) -> None:
+        """The state in which every scenario begins: version 1 has all traffic and all its pods, everything else runs."""
+        self.offer_gpus(GPUS)
+        self.serve(1)
+
+    @contextmanager
+    def under_load(self) -> Iterator[None]:
+        self.others = []
+        target = (self.cluster.gateway_address(), self.host, NAME)
+        self.load = Load(*target, grpc_rate=GRPC_RATE, rest_rate=REST_RATE, in_flight=IN_FLIGHT)
+        with self.load:
+            time.sleep(2)
+            yield
+            time.sleep(2)
+
+    # -- what the user does
+
+    def apply(self, stable: int, canary: int | None = None, env: dict[str, str] | None = None) -> None:
+        runtime: dict[str, Any] = {
+            "replicas": REPLICAS,
+            "terminationGracePeriodSeconds": 30,
+            "resources": {"limits": {"nvidia.com/gpu": 1}},
+        }
+        if env:
+            runtime["env"] = [{"name": name, "value": value} for name, value in env.items()]
+        rollout = {"steps": [{"weight": CANARY_WEIGHT, "hold": "Indefinite"}], "scaleDownDelay": "10s"}
+        self.tenant.apply(deployment(self.tenant, self.entries, stable, canary, NAME, runtime=runtime, rollout=rollout))
+
+    def serve(self, stable: int, canary: int | None = None, env: dict[str, str] | None = None) -> None:
+        """Apply, and wait until it is so."""
+        self.apply(stable, canary, env)
+        self.wait_served(canary is not None)
+
+    def wait_served(self, split: bool) -> None:
+        self.tenant.wait_ready(NAME, "SplitHeld" if split else "Serving", PATIENCE)
+
+    # -- what is there
+
+    def wait(
+        self, look: Callable[[], Any], good: Callable[[Any], bool], what: str, timeout: float = PATIENCE, every: float = 0.5
+    ) -> Any:
+        try:
+            return self.tenant.wait(look, good, timeout, every)
+        except TimeoutError as error:
+            raise Broken(f"not so: {what}: {error}") from error
+
+    def pods(self, version: int | None = None) -> list[dict[str, Any]]:
+        """Triton pods, of one version or all, those that are going too."""
+        selector = "serving.perch.dev/component=triton" + (f",serving.perch.dev/version={version}" if version else "")
+        return self.tenant.list("pods", selector)
+
+    def uids(self, version: int | None = None) -> set[str]:
+        return {pod["metadata"]["uid"] for pod in self.pods(version)}
+
+    def wait_gone(self, version: int) -> None:
+        """Until this version has no pod any more, not even one that is going."""
+        self.wait(lambda: self.pods(version), lambda left: not left, f"version {version} is scaled away")
+
+    def wait_replaced(self, uids: set[str]) -> None:
+        self.wait(lambda: self.uids() & uids, lambda left: not left, "the former pods are gone")
+
+    def wait_full(self, version: int) -> None:
+        """Until the version has all its pods, ready, and none that is going, and the proxies know them."""
+        ready = [True] * REPLICAS
+        self.wait(lambda: [is_ready(pod) for pod in self.pods(version)], lambda seen: seen == ready, "all pods are ready")
+        time.sleep(PROXIES)
+
+    def condition(self, kind: str = "Ready") -> dict[str, Any]:
+        return self.tenant.condition(NAME, kind)
+
+    def state(self) -> dict[str, Any]:
+        """All that a release leaves behind, without times and counters: the same whatever happened on the way."""
+        status = self.tenant.status(NAME)
+        told = ("version", "phase", "artifactDigest", "servingHash", "replicas", "readyReplicas", "weight")
+        rules = (self.tenant.get("httproute", NAME) or {}).get("spec", {}).get("rules", [])
+        return {
+            "conditions": sorted([c["type"], c["status"], c["reason"]] for c in status.get("conditions", [])),
+            "weights": status.get("weights"),
+            "versions": [{key: v.get(key) for key in told} for v in status.get("versions", [])],
+            "backends": [[[b["name"], b["port"], b["weight"]] for b in rule["backendRefs"]] for rule in rules],
+            "deployments": {
+                d["metadata"]["name"]: [d["spec"]["replicas"], d["metadata"]["annotations"][ANNOTATION_SERVING_HASH]]
+                for d in self._children("deployments")
+            },
+            "services": [s["metadata"]["name"] for s in self._children("services")],
+            "budgets": [b["metadata"]["name"] for b in self._children("poddisruptionbudgets")],
+        }
+
+    def answers(self) -> list[Answer]:
+        return [*self.load.results(), *self.others]
+
+    def failed(self) -> int:
+        """Requests so far that had no answer, or one that is not the checkpoint's."""
+        return sum(map(is_failed, self.answers()))
+
+    # -- what is done to it
+
+    def offer_gpus(self, number: int) -> None:
+        """Makes the node have so many, as if others took the rest."""
+        node = self.cluster.kubectl("get", "nodes", "-o", "jsonpath={.items[0].metadata.name}").stdout
+        key = "nvidia.com~1gpu"
+        patch = [{"op": "add", "path": f"/status/{part}/{key}", "value": str(number)} for part in ("capacity", "allocatable")]
+        self.cluster.kubectl("patch", "node", node, "--subresource=status", "--type=json", "-p", json.dumps(patch))
+
+    @contextmanager
+    def retries(self, triggers: Sequence[str], *, large: bool = False) -> Iterator[None]:
+        """The Gateway asks again for these reasons, as hack/manifests/retries.yaml has it; `large`: large requests too."""
+        policy, buffers = yaml.safe_load_all((MANIFESTS / "retries.yaml").read_text())
+        policy["spec"]["retry"]["retryOn"]["triggers"] = list(triggers)
+        for each in (policy, *([buffers] if large else [])):
+            self.cluster.kubectl("apply", "--server-side", "-f", "-", input=yaml.safe_dump(each))
+        time.sleep(PROXIES)
+        try:
+            yield
+        finally:
+            self.forget_retries()
+
+    def forget_retries(self) -> None:
+        self.cluster.kubectl("delete", "--ignore-not-found", "-f", str(MANIFESTS / "retries.yaml"))
+        time.sleep(PROXIES)
+
+    @contextmanager
+    def without(self, component: str) -> Iterator[None]:
+        """One of the cluster's components is killed, and started again afterwards."""
+        self.cluster.stop_component(component, kill=True)
+        try:
+            yield
+        finally:
+            self.cluster.start_component(component)
+
+    @contextmanager
+    def operator_away(self) -> Iterator[None]:
+        """The operator inside the cluster is scaled to nothing, for one outside."""
+        self._scale_operator(0)
+        try:
+            yield
+        finally:
+            self._scale_operator(1)
+
+    def operator_outside(self, kill: str) -> Outside:
+        return Outside(self.cluster, self.logs / f"operator-{kill.replace(':', '-')}.log", kill)
+
+    # -- parts
+
+    def _phases(self) -> list[str]:
+        return [v["phase"] for v in self.tenant.status(NAME).get("versions", [])]
+
+    def _children(self, kind: str) -> list[dict[str, Any]]:
+        found = self.tenant.list(kind, f"serving.perch.dev/model-deployment={NAME}")
+        return sorted(found, key=lambda child: str(child["metadata"]["name"]))
+
+    def _scale_operator(self, replicas: int) -> None:
+        deployed = ["-n", NAMESPACE]
+        self.cluster.kubectl(*deployed, "scale", "deployment/perch", f"--replicas={replicas}")
+        if replicas:
+            self.cluster.kubectl(*deployed, "rollout", "status", "deployment/perch", "--timeout=180s")
+        else:
+            self.cluster.kubectl(*deployed, "wait", "--for=delete", "pods", "-l", "app.kubernetes.io/name=perch", "--timeout=90s")
+
+
+def is_failed(answer: Answer) -> bool:
+    return not answer.ok or answer.predicted not in (None, told(answer))
+
+
+def told(answer: Answer) -> int:
+    """What the checkpoint of the version that answered says of this image, by the training's own record."""
+    return int(_records()[int(answer.version or 0)].predictions[answer.image])
+
+
+_records = cache(checkpoints.records)
+
+
+def is_ready(pod: dict[str, Any]) -> bool:
+    conditions = pod["status"].get("conditions", [])
+    return "deletionTimestamp" not in pod["metadata"] and any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)

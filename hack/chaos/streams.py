@@ -1,0 +1,116 @@
+"""gRPC streams through the gateway: what their client sees when a version that answers them leaves."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+from typing import Any
+
+import tritonclient.grpc
+
+from chaos.stage import NAME, Stage, expect
+from demo import digits
+from demo.load import INPUT, Address, grpc_client
+
+STREAMS = 8
+EVERY = 0.25
+"""Seconds from one request of a stream to its next."""
+SILENCE = 10.0
+"""Seconds after which a request without an answer, on a stream without an error, counts as lost in silence."""
+
+
+class Stream:
+    """One stream of tritonclient's, which sends an image now and then until it ends."""
+
+    def __init__(self, address: Address, hostname: str) -> None:
+        self._client = grpc_client(address, hostname)
+        image = digits.held_out()[0][:1]
+        self._inputs = [tritonclient.grpc.InferInput(INPUT, list(image.shape), "FP32").set_data_from_numpy(image)]
+        self.sent = 0
+        self.answers: list[tuple[float, str]] = []
+        """When, and by which version."""
+        self.refusals: list[tuple[float, str]] = []
+        """Errors that Triton gave as the answer to one request; the stream goes on."""
+        self.end: tuple[float, str] | None = None
+        """When the client was told that the stream is over, and how."""
+        self._client.start_stream(self._take)
+
+    def send(self) -> None:
+        if self.end is None:
+            self.sent += 1
+            self._client.async_stream_infer(NAME, self._inputs)
+
+    @property
+    def open(self) -> int:
+        """Requests without an answer of either kind."""
+        return self.sent - len(self.answers) - len(self.refusals)
+
+    def close(self) -> None:
+        self._client.stop_stream(cancel_requests=True)
+
+    def _take(self, result: Any, error: Any) -> None:
+        now = time.monotonic()
+        if error is None:
+            self.answers.append((now, result.get_response().model_version))
+        elif error.status() is None:
+            self.refusals.append((now, error.message()))
+        else:
+            self.end = now, str(error)
+
+
+@contextmanager
+def streaming(stage: Stage) -> Iterator[list[Stream]]:
+    """So many streams, each on a connection of its own, with requests on all of them."""
+    streams = [Stream(stage.cluster.gateway_address(), stage.host) for _ in range(STREAMS)]
+    over = Event()
+
+    def work() -> None:
+        while not over.wait(EVERY):
+            for stream in streams:
+                stream.send()
+
+    worker = Thread(target=work, daemon=True)
+    worker.start()
+    try:
+        yield streams
+    finally:
+        over.set()
+        worker.join()
+        for stream in streams:
+            stream.close()
+
+
+def streams_during_promotion(stage: Stage) -> str:
+    stage.serve(1, canary=2)
+    with streaming(stage) as streams:
+        stage.wait(lambda: [s.answers[:1] for s in streams], all, "every stream is answered", 30)
+        old = [stream for stream in streams if stream.answers[0][1] == "1"]
+        new = [stream for stream in streams if stream not in old]
+        expect(bool(old) and bool(new), f"streams to both versions: {len(old)} and {len(new)}")
+        stage.serve(2)
+        promoted = time.monotonic()
+        stage.wait(lambda: stage.tenant.get("deployment", f"{NAME}-v1"), lambda found: found is None, "version 1 goes", every=0.1)
+        removed = time.monotonic()
+        expect(not any(s.refusals or s.end for s in streams), "until then no stream is refused anything, and none ends")
+        stage.wait_gone(1)
+        time.sleep(SILENCE)
+    expect(not any(s.refusals or s.end or s.open for s in new), "streams to the version that stays have all their answers")
+    expect(all(version == "1" for s in old for _, version in s.answers), "a stream stays with the version that it began with")
+    expect(all(s.end for s in old), "every stream to the version that went is told its end")
+    last = max(s.answers[-1][0] for s in old) - removed
+    ends = [s.end[0] - removed for s in old if s.end]
+    refusals = Counter(text for s in old for _, text in s.refusals)
+    return (
+        f"{len(old)} streams to version 1, {len(new)} to version 2, {sum(s.sent for s in streams)} requests on them. Version 1's "
+        f"were answered for {removed - promoted:.0f} s after the promotion, until its pods were told to go, and for {last:.0f} s "
+        f"more; then {quoted(refusals)}; their end came after {min(ends):.0f} to {max(ends):.0f} s: "
+        f"{quoted(Counter(s.end[1] for s in old if s.end))}, with {sum(s.open for s in old)} requests under way. "
+        f"Version 2's had an answer to each request"
+    )
+
+
+def quoted(texts: Counter[str]) -> str:
+    return ", ".join(f"{count} × “{text}”" for text, count in texts.most_common()) or "nothing"
