@@ -1,14 +1,17 @@
 """docs/evidence.md from what the probe saw. Each sentence about the figures is written only where the figures bear it out."""
 
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from devcluster.addons import PUBLIC_IMAGES
-from faults.cases import Case
+from faults.cases import TIMES, Case
 from faults.client import Outcome, Protocol, count
 from faults.counters import Counts, Page
+from faults.stage import FAULTY, FILTERED, ORPHANED, PLAIN, SOUND
 
 LOCK = Path(__file__).resolve().parents[1] / "images" / "requirements-tritonserver.txt"
 
@@ -119,6 +122,10 @@ def _every(*claims: Callable[[Findings], bool]) -> Callable[[Findings], bool]:
     return lambda found: all(claim(found) for claim in claims)
 
 
+def _every_row(*claims: Callable[[Row], bool]) -> Callable[[Row], bool]:
+    return lambda row: all(claim(row) for claim in claims)
+
+
 def _by(protocol: Protocol, claim: Callable[[Row], bool]) -> Callable[[Row], bool]:
     return lambda row: row.protocol != protocol or claim(row)
 
@@ -206,23 +213,133 @@ TRITON: tuple[Claim, ...] = (
     ),
 )
 
+
+def _code(status: str) -> Callable[[Row], bool]:
+    return lambda row: row.envoy_total(rf"^rule/\d+ upstream_rq {status}$") == row.failed
+
+
+def _without_status(row: Row) -> bool:
+    """A client that gave up: where its request was, no status is counted for it."""
+    return row.envoy_total("^listener downstream_rq_rx_reset") + row.envoy_total(r" grpc_ModelInfer_4$") >= row.failed
+
+
+_STATUS = {"gRPC": "grpc_ModelInfer_14$", "REST": "upstream_rq 503$"}
+_REFUSED = {"gRPC": "grpc_ModelInfer_3$", "REST": "upstream_rq 400$"}
+_UNKNOWN = {"gRPC": "grpc_ModelInfer_5$", "REST": "no_route$"}
+
 GATEWAY: tuple[Claim, ...] = (
     (
-        "Errors by REST are counted by their HTTP status. **Errors by gRPC are answers with status 200**, also in Envoy's own "
-        "counters.",
+        "Errors by REST are counted by their HTTP status. **Errors by gRPC are answers with status 200**, for Triton sends them as "
+        "such. Only with Envoy's gRPC statistics (`enableGRPCStats`) are they counted by their gRPC status.",
         _every(
             *(
-                _all(
-                    words,
-                    lambda row: (
-                        row.envoy_total(r"^rule/\d+ upstream_rq 200$" if row.protocol == "gRPC" else " upstream_rq 5") == 20
+                _every(
+                    _all(
+                        words,
+                        _by("gRPC", _every_row(_code("200"), lambda row: row.envoy_total(r"grpc_ModelInfer_13$") == row.failed)),
                     ),
+                    _all(words, _by("REST", _code("500"))),
                 )
-                for words in ("run-time error in onnxruntime", "exception in a Python model", "error response")
+                for words in ("exception in a Python model", "error response", "crash of", "out of memory")
             )
         ),
     ),
+    (
+        "The statistics of single endpoints (`enablePerEndpointStats`) count such an error as one (`endpoint_rq_error`), by gRPC "
+        "too, and an error that is the client's own as a success. They tell pods apart by address and know nothing of versions.",
+        _every(
+            _all("error response", lambda row: row.envoy_total("endpoint_rq_error") == row.failed),
+            _all("input of", lambda row: row.envoy_total("endpoint_rq_success") == row.failed),
+        ),
+    ),
+    (
+        "An error inside of a gRPC stream is invisible to the gateway: the stream as a whole ends well.",
+        _all(
+            "over one gRPC stream",
+            lambda row: row.envoy_total("grpc_ModelStreamInfer_0$") == 1 and not row.envoy_total("rq_error"),
+        ),
+    ),
+    (
+        "Refused for a full queue or for time that ran out in it: 503 by REST, status 14 by gRPC.",
+        _all("queue", lambda row: "in Triton" in row.case.failure or row.envoy_total(_STATUS[row.protocol]) == row.failed),
+    ),
+    (
+        "What Triton refuses before the queue is 400 by REST, 3 or 5 by gRPC; a model or version that is not routed never gets there.",
+        _every(
+            _all("batch of 33", lambda row: row.envoy_total(_REFUSED[row.protocol]) == row.failed),
+            _all("input of", lambda row: row.envoy_total(_REFUSED[row.protocol]) == row.failed),
+            _all("unknown", lambda row: row.envoy_total(_UNKNOWN[row.protocol]) >= row.failed),
+        ),
+    ),
+    (
+        "A request that its client gives up has no status. It is a reset: `downstream_rq_rx_reset` of the listener, by gRPC "
+        "`upstream_rq_tx_reset` of the cluster. A stall looks the same. (Some gRPC deadlines end at Triton first: status 4.)",
+        _every(
+            _all("while it is computed", _without_status),
+            _all("computes for ever", _without_status),
+        ),
+    ),
+    (
+        "A dead server is a 503 of its cluster, by gRPC as well, from the first lost request on. Nothing is tried again.",
+        _every(
+            _all("SIGKILL", lambda row: row.failed > 0 and _code("503")(row)),
+            lambda found: not any(row.envoy_total("upstream_rq_retry") for row in found.rows),
+        ),
+    ),
+    (
+        "Where a Service has no pods, no cluster counts anything: the 503 stands in the listener's counters alone, by gRPC as 2xx.",
+        _all(
+            "no pods",
+            lambda row: (
+                row.failed == TIMES
+                and not row.envoy_total("^rule")
+                and row.envoy_total(f"downstream_rq_xx {'2' if row.protocol == 'gRPC' else '5'}xx") == row.failed
+            ),
+        ),
+    ),
 )
+
+APART: tuple[Claim, ...] = (
+    (
+        "**Two backends of a rule are one cluster**, `httproute/<namespace>/<name>/rule/<number>`: its counters do not tell stable "
+        "from canary. The statistics of single endpoints do, by the addresses of the pods.",
+        lambda found: (
+            set(found.splits[PLAIN].clusters) == {"rule/0 upstream_rq 200", "rule/1 upstream_rq 200"}
+            and set(found.splits[PLAIN].endpoints) == {SOUND, FAULTY}
+        ),
+    ),
+    (
+        "**With a filter on each backend there is a cluster for each**, `…/rule/<number>/backend/<place in backendRefs>`: every "
+        "counter of a cluster tells stable from canary. A `ResponseHeaderModifier` that names the version will do, and then failed "
+        "answers say which version failed, by both protocols.",
+        lambda found: (
+            all(
+                name.split(" ")[0] in ("rule/0/backend/0", "rule/0/backend/1", "rule/1/backend/0", "rule/1/backend/1")
+                for name in found.splits[FILTERED].clusters
+            )
+            and len(found.splits[FILTERED].clusters) == 4
+            and all((told or "").startswith(FAULTY) for told in found.splits[FILTERED].told.values())
+        ),
+    ),
+    (
+        "**Without filters the gateway takes turns, with them it draws lots.** Within one cluster requests are dealt out in a fixed "
+        "order (below: how far one request of the canary is from the next); separate clusters are chosen at random for each request, "
+        "which is what a test of two versions supposes.",
+        lambda found: statistics.pstdev(_gaps(found, PLAIN, "gRPC")) < 1 < statistics.pstdev(_gaps(found, FILTERED, "gRPC")),
+    ),
+    (
+        "When the pods of one backend are gone, the rule's clusters change their names to those with a place, filters or not: a "
+        "query that names a cluster loses sight of the rule.",
+        lambda found: (
+            set(found.splits[ORPHANED].clusters) == {"rule/0/backend/0 upstream_rq 200", "rule/1/backend/0 upstream_rq 200"}
+        ),
+    ),
+)
+
+
+def _gaps(found: Findings, route: str, protocol: Protocol) -> list[int]:
+    turns = found.splits[route].turns[protocol]
+    return [after - before for before, after in pairwise(turns)]
 
 
 def _mean(row: Row) -> float:
@@ -230,5 +347,139 @@ def _mean(row: Row) -> float:
     return row.triton.get("duration µs", 0) / max(1, row.success)
 
 
+def not_seen(found: Findings) -> list[str]:
+    """Sentences that these figures do not bear out."""
+    return [sentence for sentence, holds in (*TRITON, *GATEWAY, *APART) if not holds(found)]
+
+
+# -- Markdown
+
+
 def line(row: Row) -> str:
-    return f"{row.case.failure} | {row.protocol} | {count(row.outcomes)} | {dict(row.triton)} | {row.pending} | {dict(row.envoy)} | {row.pod} {row.anew}"
+    """One row of the table."""
+    served = f"{row.success:.0f}" + (f" ({_mean(row) / 1000:.1f} ms)" if row.success else "")
+    cells = [
+        row.case.failure,
+        row.protocol,
+        count(row.outcomes),
+        *(["–"] * 4 if row.pending is None else [
+            served + (" since" if row.anew else ""),
+            _listed(row.failures),
+            f"{row.triton.get('executions', 0):.0f}",
+            f"{row.pending:.0f}" + (f", {left:.0f} left" if (left := row.triton.get("pending", 0)) else ""),
+        ]),
+        _gateway(row),
+        row.pod or "–",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def _listed(counts: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.0f}" for name, value in counts.items()) or "0"
+
+
+def _gateway(row: Row) -> str:
+    """The cluster's counters by their short names; the listener's only where no cluster counted, or with what it alone knows."""
+    named: dict[str, float] = {}
+    for name, value in sorted(row.envoy.items()):
+        where, metric = name.split(" ", 1)
+        short = re.sub(r"^upstream_rq (\d+)$", r"\1", metric)
+        short = re.sub(r"^grpc_(\w+)_(\d+)$", r"gRPC \2", short)
+        if where != "listener" or not row.envoy_total("^rule") or short == "downstream_rq_rx_reset":
+            named[short] = named.get(short, 0) + value
+    return "; ".join(f"{name}: {value:.0f}" for name, value in named.items()) or "0"
+
+
+def _sentences(claims: Sequence[Claim], found: Findings) -> str:
+    return "\n".join(f"- {sentence}" for sentence, holds in claims if holds(found))
+
+
+def _pages(pages: Sequence[Page]) -> str:
+    times = [page.seconds * 1000 for page in pages]
+    return f"{statistics.median(times):.1f} ms (median of {len(times)}; longest {max(times):.1f} ms)"
+
+
+def _shared(found: Findings) -> str:
+    lines = [
+        "| route | protocol | answered by the canary | apart: mean | shortest | longest | standard deviation |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for route, words in ((PLAIN, "two backends, as they are"), (FILTERED, "a filter on each backend")):
+        for protocol, turns in found.splits[route].turns.items():
+            gaps = _gaps(found, route, protocol)
+            figures = f"{statistics.mean(gaps):.1f} | {min(gaps)} | {max(gaps)} | {statistics.pstdev(gaps):.1f}"
+            lines.append(f"| {words} | {protocol} | {len(turns)} of {found.splits[route].asked} | {figures} |")
+    return "\n".join(lines)
+
+
+def render(found: Findings) -> str:
+    """The whole of docs/evidence.md."""
+    seen, golden = found.scrapes, found.golden
+    header = "| failure | by | the client saw | success (mean time) | failure | executions | most pending | gateway | container |"
+    table = "\n".join([header, "|---" * 9 + "|", *(line(row) for row in found.rows)])
+    late = [seconds for seconds in seen.late if seconds > 0]
+    shown = (
+        f"In all of {len(seen.late)} tries a look that began as soon as the answer was there showed it"
+        if not late
+        else f"In {len(seen.late) - len(late)} of {len(seen.late)} tries a look that began as soon as the answer was there showed it, "
+        f"in the others one that began {max(late) * 1000:.1f} ms later at most"
+    )
+    return f"""<!-- Written by `python -m faults.probe` (hack/faults): change it there. -->
+# Evidence: what each failure looks like
+
+Perch judges a canary by counters. This page says which failures which counter shows, because it is not what their names suggest.
+Every figure is one run of `python -m faults.probe`, which raises each kind of failure a known number of times in a live model behind
+the gateway and reads the counters before and after. Each sentence below is written by the same program, and only when the run's
+figures bear it out.
+
+{", ".join(f"{name} {version}" for name, version in found.versions.items())}. {_NOT_NVIDIA}
+
+## Triton's counters
+
+Per model and version, at port 8002 of the pod; this is what Perch reads by default.
+
+{_sentences(TRITON, found)}
+
+The golden check counts as well: {golden.requests:.0f} requests with {golden.inferences:.0f} images of a pod that nobody has asked yet,
+and {golden.again:.0f} more when the sidecar alone started again beside a Triton that served.
+
+A look takes {_pages(seen.idle)} and {len(seen.idle[0].text) / 1000:.1f} kB for one version of one model, {_pages(seen.busy)} while it
+serves about 100 requests a second; both on two cores that do everything else too. {shown}: Triton updates its counters as it answers.
+
+## The gateway's counters
+
+At port 19001 of the Envoy pod, `/stats/prometheus`; {len(seen.envoy.text) / 1000:.0f} kB here. `enableGRPCStats` and
+`enablePerEndpointStats` of the EnvoyProxy (`spec.telemetry.metrics`) were on. They are off by default.
+
+{_sentences(GATEWAY, found)}
+
+### Telling stable from canary
+
+{_sentences(APART, found)}
+
+Shared {100 - found.canary_weight} to {found.canary_weight}, one request after the other:
+
+{_shared(found)}
+
+## Every kind, every counter
+
+*success*, *failure*, *executions*: what `nv_inference_request_success`, `_failure` by reason and `nv_inference_exec_count` grew by
+(*since*: the server is another one, which counted so much since its start). *most pending*: the largest
+`nv_inference_pending_request_count` seen while it went on. *gateway*: what grew of the route's cluster; plain numbers are
+`upstream_rq` by HTTP status, *gRPC n* are the gRPC statistics; of the listener, resets by the client, and everything where no
+cluster counted. *container*: the Triton container afterwards.
+Where requests wait behind a long or a stalled one, that one is counted too.
+
+{table}
+
+The rows up to the server's death are a faulty model that Perch serves, made by `hack/faults`: it passes every gate and fails on
+images with a mark. The Python models and the Service without pods are the probe's own, outside of Perch, since no ONNX file can do
+what they do. All of it is routed by the probe's own HTTPRoute with Perch's rules; a canary of Perch's would be aborted on the way.
+"""
+
+
+_NOT_NVIDIA = (
+    "The onnxruntime backend is the development image's, over Triton's Python backend: the server, its queue, batches and counters are "
+    "Triton's own, the processes are not those of NVIDIA's image. There onnxruntime runs inside of the server, so a crash or an OOM kill "
+    "is the server's own death (last SIGKILL rows), not that of a process beside it. This has not been run here."
+)

@@ -21,7 +21,9 @@ from perch import metrics
 
 POD_SECONDS = 2
 PROMETHEUS_SECONDS = 5
-MOST_BYTES = 2**20
+POD_BYTES = 128 * 1024
+"""Triton's text about one model has some kilobytes. A user's own image may serve what takes the parser quadratic time."""
+PROMETHEUS_BYTES = 2**20
 CONNECTIONS = 256
 ERROR_TYPES = frozenset(
     ("timeout", "canceled", "execution", "bad_data", "internal", "unavailable", "not_found", "not_acceptable")
@@ -49,7 +51,7 @@ async def ask_pod(session: aiohttp.ClientSession, address: str, port: int) -> st
     """The metrics that a pod serves, as text. Raises NoAnswerError."""
     with _counted("triton"):
         url = URL.build(scheme="http", host=address, port=port, path="/metrics")
-        status, body = await _get(session, url, {}, POD_SECONDS)
+        status, body = await _get(session, url, {}, POD_SECONDS, POD_BYTES)
         if status != 200:
             raise NoAnswerError(f"it answered HTTP {status}")
         return body.decode(errors="replace")
@@ -63,7 +65,7 @@ async def ask_prometheus(session: aiohttp.ClientSession, address: str, query: st
             url = URL(f"{address.rstrip('/')}/api/v1/query")
         except ValueError:
             raise NoAnswerError("it is no address") from None
-        status, body = await _get(session, url, asked, PROMETHEUS_SECONDS)
+        status, body = await _get(session, url, asked, PROMETHEUS_SECONDS, PROMETHEUS_BYTES)
         return read_value(status, body)
 
 
@@ -93,16 +95,16 @@ def _sample(data: Any) -> str:
     return str(data["result"][0]["value"][1])
 
 
-async def _get(session: aiohttp.ClientSession, url: URL, asked: dict[str, str], seconds: float) -> tuple[int, bytes]:
+async def _get(session: aiohttp.ClientSession, url: URL, asked: dict[str, str], seconds: float, most: int) -> tuple[int, bytes]:
     """Status and body of a GET within its time and size. Redirects are not followed."""
     try:
         async with asyncio.timeout(seconds), session.get(url, params=asked, allow_redirects=False) as response:
             body = bytearray()
             async for chunk in response.content.iter_any():
                 body += chunk
-                if len(body) > MOST_BYTES:
+                if len(body) > most:
                     response.close()
-                    raise NoAnswerError(f"it answered more than {MOST_BYTES >> 10} KiB")
+                    raise NoAnswerError(f"it answered more than {most >> 10} KiB")
             return response.status, bytes(body)
     except TimeoutError:
         raise NoAnswerError(f"it did not answer within {seconds} s") from None

@@ -39,8 +39,8 @@ be counted twice or hide the other.
 """
 AT_ONCE = 16
 """ModelDeployments whose pods, and as many whose Prometheus servers, are asked at one time."""
-LARGE_BYTES = 64 * 1024
-"""Triton's text about one model has some kilobytes. What is longer is parsed in a thread: an image of a user's own made it."""
+LARGE = 16 * 1024
+"""A longer text than this many characters is parsed in a thread, lest it hold everything else up: see `ask.POD_BYTES`."""
 
 
 Answer = TypeVar("Answer")
@@ -261,7 +261,7 @@ class PodSource:
     async def _parse(self, pod: Mapping[str, Any], version: int, text: str) -> PodScrape:
         await asyncio.sleep(0)  # hundreds of pods are parsed one by one, others in between
         try:
-            if len(text) > LARGE_BYTES:
+            if len(text) > LARGE:
                 counters = await asyncio.to_thread(parse_counters, text, self.aim.model, version)
             else:
                 counters = parse_counters(text, self.aim.model, version)

@@ -1,5 +1,7 @@
 """Takes its time, so that a queue forms; the config says what becomes of those who wait."""
 
+# mypy: ignore-errors
+
 import time
 
 import numpy as np

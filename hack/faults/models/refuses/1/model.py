@@ -1,5 +1,7 @@
 """Answers every request with an error, as a Python model should: a response of its own for each, that carries the error."""
 
+# mypy: ignore-errors
+
 import triton_python_backend_utils as pb_utils
 
 
