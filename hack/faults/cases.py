@@ -9,6 +9,8 @@ from faults.client import PROTOCOLS, Client, Outcome, Protocol, Request, at_once
 from faults.stage import CANARY, MODEL, NOBODY, PYTHON, Backend, Stage
 
 TIMES = 20
+SLOW = 50
+"""Turns of an answer that is slow, and not too slow to wait for."""
 LONG = 2500
 """Turns of an answer that takes long enough to be given up: about a second."""
 GIVE_UP = 0.3
@@ -28,6 +30,10 @@ class Play:
 
     def sound(self) -> Request:
         return Request(self.stage.image, self.model)
+
+    def large(self) -> Request:
+        """A quarter of a batch: Triton makes up the next batch while it computes, and the fifth has to stay in the queue."""
+        return replace(self.sound(), images=self.stage.image.repeat(8, axis=0))
 
     def marked(self, kind: Kind, **how: int) -> Request:
         return replace(self.sound(), images=self.stage.marked(kind, **how))
@@ -82,11 +88,11 @@ def _cancelled(play: Play) -> list[Outcome]:
 
 
 def _deadline_in_queue(play: Play) -> list[Outcome]:
-    return play.behind_a_long_one(lambda: play.client.ask(play.protocol, play.sound(), GIVE_UP))
+    return play.behind_a_long_one(lambda: play.client.ask(play.protocol, play.large(), GIVE_UP))
 
 
 def _cancelled_in_queue(play: Play) -> list[Outcome]:
-    return play.behind_a_long_one(lambda: play.client.leave(play.protocol, play.sound(), GIVE_UP))
+    return play.behind_a_long_one(lambda: play.client.leave(play.protocol, play.large(), GIVE_UP))
 
 
 def _stall(play: Play) -> list[Outcome]:
@@ -132,7 +138,7 @@ CASES = (
         protocols=("gRPC",),
     ),
     Case("wrong answer", lambda p: p.one_by_one(p.marked(Kind.WRONG))),
-    Case("slow answer", lambda p: p.one_by_one(p.marked(Kind.SLOW))),
+    Case("slow answer", lambda p: p.one_by_one(p.marked(Kind.SLOW, turns=SLOW))),
     Case("batch of 33, maxBatchSize 32", lambda p: p.one_by_one(replace(p.sound(), images=p.stage.image.repeat(33, axis=0)))),
     Case("input of a wrong shape", lambda p: p.one_by_one(replace(p.sound(), images=p.stage.image[..., :27]))),
     Case("input of a wrong type", lambda p: p.one_by_one(replace(p.sound(), datatype="INT64"))),

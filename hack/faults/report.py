@@ -186,8 +186,9 @@ TRITON: tuple[Claim, ...] = (
         _all("while it is computed", lambda row: row.success == len(row.outcomes) == row.failed and not row.failures),
     ),
     (
-        "A client that gives up in the queue leaves a `CANCELED` behind by gRPC, unless its request already was in the next "
-        "batch. By REST it leaves a success: Triton computes for a connection that is closed.",
+        "A client that gives up in the queue leaves a `CANCELED` behind by gRPC, unless its request is in the next batch already, "
+        "which Triton makes up while it computes: then a success. By REST always a success: Triton computes for a connection that "
+        "is closed.",
         _all(
             "in Triton's queue", lambda row: (row.failures.get("CANCELED", 0) > 0) == (row.protocol == "gRPC") and row.success > 0
         ),
