@@ -200,6 +200,8 @@ class Reconciler:
         if identity.deleting_since is not None:
             # Before the finalizer goes: afterwards nobody would tell what was left.
             await post_events(self._kube, identity, decided.events, now)
+        if decided.first is not None:
+            self._take_in(key, await write_status(self._kube, identity, decided.first))
         try:
             outcome = await execute(self._kube, self.cache, identity, decided.actions)
         except NamespaceTerminatingError:

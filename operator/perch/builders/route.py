@@ -133,6 +133,11 @@ def is_current(built: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
     return matches(built, found) and not any(map(extra, built["rules"], found["rules"]))
 
 
+def makes_copies(spec: Mapping[str, Any]) -> bool:
+    """Whether requests of users are copied: a rehearsal copies none."""
+    return any(rule.get("filters") and not _headers(rule) for rule in spec.get("rules", []))
+
+
 def must_rehearse(route: RouteFacts | None) -> bool:
     """Whether copies are asked for in rules that no request meets, until the Gateway has shown that it knows them.
 
@@ -142,14 +147,12 @@ def must_rehearse(route: RouteFacts | None) -> bool:
     """
     if route is None:
         return True
-    asked = [rule for rule in route.spec.get("rules", []) if rule.get("filters")]
-    if not asked:
+    if not any(rule.get("filters") for rule in route.spec.get("rules", [])):
         return True
-    in_use = any(not _headers(rule) for rule in asked)
     if route.accepted:
         return False
     # In use and refused: back to the rehearsal. Of an answer that is still to come nothing follows.
-    return not in_use or route.reason != "AwaitingGateway"
+    return not makes_copies(route.spec) or route.reason != "AwaitingGateway"
 
 
 def read_weights(spec: Mapping[str, Any], name: str) -> dict[int, int]:

@@ -78,7 +78,7 @@ def plan(identity: Identity, spec: Spec, status: Status, observed: Observed, ins
     new_status = new_status.model_copy(update={"conditions": build_conditions(facts, status.conditions, now)})
     # Traffic first: what keeps a Job from being made must not keep a rollback waiting.
     actions = sorted(ctx.actions, key=lambda action: not _sets_weights(action))
-    return Plan(tuple(actions), new_status, tuple(ctx.events), ctx.wake_at, progress.aim)
+    return Plan(tuple(actions), new_status, tuple(ctx.events), ctx.wake_at, progress.aim, _first(status, progress))
 
 
 def plan_invalid(identity: Identity, status: Status, message: str, now: datetime) -> Plan:
@@ -86,6 +86,13 @@ def plan_invalid(identity: Identity, status: Status, message: str, now: datetime
     conditions = build_conditions(message, status.conditions, now, generation=identity.generation)
     new = status.model_copy(update={"observed_generation": identity.generation, "conditions": conditions})
     return Plan((), new)
+
+
+def _first(status: Status, progress: Progress) -> Status | None:
+    """An abort is known before it is done: half done and forgotten, it would give the canary its traffic back."""
+    if progress.out is None or progress.out in status.aborted:
+        return None
+    return status.model_copy(update={"aborted": list(progress.aborted), "history": list(progress.history)})
 
 
 def _sets_weights(action: Action) -> bool:

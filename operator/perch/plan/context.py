@@ -56,6 +56,8 @@ class Plan:
     wake_at: datetime | None = None
     aim: Aim | None = None
     """The evidence to gather from now on."""
+    first: Status | None = None
+    """Written before the actions: what an operator that dies between two of them must not have forgotten."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from perch.api import (
     StepStatus,
     VersionStatus,
 )
+from perch.builders.route import makes_copies
 from perch.durations import parse_duration
 from perch.evidence import Aim, Gathered
 from perch.judge import Kind, begin_step, judge, take_in, take_in_reading
@@ -410,6 +411,8 @@ def _note_acceptance(trial: _Trial) -> _Trial:
     wanted = {ctx.spec.traffic.stable: 100 - step.weight, step.version: step.weight}
     has = {v: w for v, w in ctx.present.items() if w}
     in_place = route is not None and route.accepted and has == {v: w for v, w in wanted.items() if w}
+    if route is not None and ctx.spec.traffic.mirror is not None:
+        in_place = in_place and makes_copies(route.spec)
     able = trial.serving is not None and trial.serving.ready > 0
     accepted = step.accepted_at or format_time(ctx.now) if in_place and able else None
     return replace(trial, step=step.model_copy(update={"accepted_at": accepted, "until": step.until if accepted else None}))

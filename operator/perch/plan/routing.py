@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from perch.api import Phase, Rollout, VersionStatus
-from perch.builders.route import build_route
+from perch.builders.route import build_route, is_current, must_rehearse
 from perch.durations import parse_duration
-from perch.observed import matches
 from perch.plan.context import Apply, Context, Delete
 from perch.plan.servings import readiness, remove_serving
 from perch.status import VersionFacts, format_time, parse_time
@@ -101,7 +100,8 @@ def plan_route(
         weights,
         headers=(trial, traffic.match.headers) if trial is not None and traffic.match else None,
         mirror=(trial, traffic.mirror.percent) if trial is not None and traffic.mirror else None,
+        rehearsal=must_rehearse(route),
     )
-    if route is None or not matches(body["spec"], route.spec):
+    if route is None or not is_current(body["spec"], route.spec):
         ctx.actions.append(Apply(body, route.resource_version if route else None))
     return weights

@@ -105,6 +105,8 @@ class World:
         """One pass. With `writes` the operator dies after so many actions, before it writes the status."""
         decided = self.think()
         self.plans.append(decided)
+        if decided.first is not None:
+            self.status = Status.model_validate(decided.first.model_dump(by_alias=True, mode="json"))
         for action in decided.actions[:writes]:
             self._do(action)
         if writes is None and decided.status is not None:
