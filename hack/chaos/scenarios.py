@@ -9,13 +9,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 
 from chaos import crashes, streams
 from chaos.kills import kill_at_every_write
-from chaos.stage import GPUS, NAME, REPLICAS, Stage, expect
+from chaos.stage import GPUS, NAME, PATIENCE, REPLICAS, SLOW, Stage, expect
 from devcluster.release import install
 
 API_DOWN = 60.0
+STEPS: list[dict[str, Any]] = [{"weight": 10, "hold": "5s"}, {"weight": 50, "hold": "5s"}, {"weight": 100}]
+HELD: list[dict[str, Any]] = [{"weight": 20, "hold": "1h"}, {"weight": 100}]
+ANALYSIS = {"maxErrorRate": "0.1"}
+"""A step passes on 30 requests: some seconds at 10 %."""
+PROMETHEUS = "http://prometheus.monitoring:9090"
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,60 @@ def canary_does_not_fit(stage: Stage) -> str:
     return f"“{told['message']}”; once there was room, the split was in place"
 
 
+# --- rollouts that judge themselves ----------------------------------------------------------------------------------------
+
+
+def steps(stage: Stage) -> str:
+    shares: list[int] = []
+    stage.apply(1, canary=2, steps=STEPS, analysis=ANALYSIS)
+
+    def look() -> str:
+        share = stage.tenant.status(NAME).get("canaryWeight") or 0
+        if not shares or shares[-1] != share:
+            shares.append(share)
+        return str(stage.condition().get("reason"))
+
+    stage.wait(look, "AwaitingPromotion".__eq__, "the canary has gone through its steps", every=0.2)
+    stage.wait_gone(1)
+    stage.serve(2)
+    return f"the canary's share went {', '.join(map(str, shares))} by itself; version 1's pods went before the promotion's commit"
+
+
+def abort(stage: Stage) -> str:
+    kept = stage.uids(1)
+    stage.apply(1, canary=SLOW, steps=HELD, analysis={"maxLatencyRatio": "1.5"}, inspectFor="10s", retryAt=rfc3339_now())
+    stage.wait(
+        lambda: stage.tenant.status(NAME).get("canaryWeight"), HELD[0]["weight"].__eq__, "the canary has its share", every=0.1
+    )
+    began = time.monotonic()
+    told = stage.wait(stage.condition, lambda c: c["reason"] == "LatencyHigher", "it is aborted", every=0.1)
+    aborted = time.monotonic()
+    stage.wait_gone(SLOW)
+    expect(stage.uids(1) == kept, "no pod of version 1 went")
+    expect(stage.condition("Available")["status"] == "True", "Available stays True")
+    last = max((a.answered for a in stage.answers() if a.version == str(SLOW)), default=began)
+    return (
+        f"aborted {aborted - began:.0f} s after it had its share, its last answer {last - aborted:+.1f} s from then: "
+        f"“{told['message']}”"
+    )
+
+
+def prometheus_down(stage: Stage) -> str:
+    """While a step asks it for a metric."""
+    prometheus = {"address": PROMETHEUS, "metrics": [{"name": "one", "query": "vector(1)", "min": "1"}]}
+    with stage.without("prometheus"):
+        stage.apply(1, canary=2, steps=STEPS, analysis={**ANALYSIS, "prometheus": prometheus})
+        told = stage.wait(stage.condition, lambda c: c["reason"] == "NoMetric", "the missing metric holds the step")
+        held = stage.tenant.status(NAME)["canaryWeight"]
+        expect(held == STEPS[0]["weight"], f"the weight stays at the first step's, not {held} %")
+    stage.tenant.wait_ready(NAME, "AwaitingPromotion", PATIENCE)
+    return f"the first step waited (“{told['message']}”), and went on by itself once Prometheus was back"
+
+
+def rfc3339_now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 # --- the operator ------------------------------------------------------------------------------------------------------
 
 
@@ -151,13 +212,6 @@ def store_down(stage: Stage) -> str:
     )
 
 
-def prometheus_down(stage: Stage) -> str:
-    with stage.without("prometheus"):
-        stage.serve(1, canary=2)
-        stage.serve(2)
-    return ""
-
-
 def pod_deleted(stage: Stage) -> str:
     stage.wait_full(1)
     for victim in stage.pods(1):
@@ -167,12 +221,12 @@ def pod_deleted(stage: Stage) -> str:
     return "each of the two pods, one after the other"
 
 
-# A rollout that is judged adds its functions here: a canary that fails and is aborted, a step that waits for evidence, the
-# metrics' source down while a step is judged. Nothing else needs to know of them.
 SCENARIOS = (
     Scenario("promote", "{stable: 1, canary: 2} at 50 %, then {stable: 2}, until version 1's pods are gone", promote),
     Scenario("revert", "{stable: 2} back to {stable: 1}, whose pods are still there", revert),
     Scenario("revert-late", "{stable: 2} back to {stable: 1}, whose pods are gone", revert_late),
+    Scenario("steps", "a canary through 10, 50 and 100 % by itself, each step held 5 s and judged; then {stable: 2}", steps),
+    Scenario("abort", "a canary at 20 % that is slow, not wrong: aborted by maxLatencyRatio, its pods removed", abort),
     Scenario("runtime", "spec.runtime.env changed during a split, and back", change_runtime),
     Scenario("full-node", "a canary for which the node has no GPU left", canary_does_not_fit),
     Scenario(
@@ -184,7 +238,7 @@ SCENARIOS = (
     Scenario("api-server", f"kube-apiserver killed (SIGKILL), down for {API_DOWN:.0f} s", api_server_down),
     Scenario("api-server-busy", "the same twice, each time right after `kubectl apply`", api_server_down_at_work),
     Scenario("store", "the S3 server down while serving, and while a new pod is asked for", store_down),
-    Scenario("prometheus", "Prometheus down during a canary and its promotion", prometheus_down),
+    Scenario("prometheus", "Prometheus down while a step asks it for a metric", prometheus_down),
     Scenario("pod-deleted", "`kubectl delete pod` of a Triton pod, a second one serving", pod_deleted),
     Scenario("streams", "gRPC streams during a promotion, until version 1's pods are gone", streams.streams_during_promotion),
     Scenario("crash", "a Triton killed (SIGKILL), a second one serving", crashes.killed_without_retries, lossless=False),

@@ -20,6 +20,8 @@ from devcluster import Cluster
 from devcluster.paths import MANIFESTS
 from devcluster.release import NAMESPACE
 from devcluster.tenant import Tenant
+from faults import Kind
+from faults.publish import publish
 from perch.names import ANNOTATION_SERVING_HASH
 
 NAME = "digits"
@@ -32,6 +34,8 @@ GRPC_RATE, REST_RATE = 30.0, 10.0
 IN_FLIGHT = 4
 """Requests of one protocol under way at once: one that hangs must not stop the others from being counted."""
 CANARY_WEIGHT = 50
+SLOW, TURNS = 3, 50
+"""A third version, of the second one's checkpoint: right, and some twenty milliseconds slower than it."""
 PROXIES = 3.0
 """Seconds until the proxies have taken a policy or a pod in: nothing tells."""
 PATIENCE = 300.0
@@ -68,10 +72,12 @@ class Stage:
         self.entries = upload_digits(self.tenant)
         for entry in self.entries:
             entry["triton"]["dynamicBatching"]["maxQueueDelayMicroseconds"] = QUEUE_DELAY
+        self.entries.append({**self.entries[1], "version": SLOW})
+        publish(self.tenant, deployment(self.tenant, self.entries, name=NAME), SLOW, always=Kind.SLOW, turns=TURNS)
         self.forget_retries()
         self.settle()
         published = {"Published", "Serving"}
-        self.wait(self._phases, lambda phases: set(phases) <= published, "both versions are exported")
+        self.wait(self._phases, lambda phases: set(phases) <= published, "all versions are exported")
 
     def settle(self) -> None:
         """The state in which every scenario begins: version 1 has all traffic and all its pods, everything else runs."""
@@ -90,7 +96,8 @@ class Stage:
 
     # -- what the user does
 
-    def apply(self, stable: int, canary: int | None = None, env: dict[str, str] | None = None) -> None:
+    def apply(self, stable: int, canary: int | None = None, env: dict[str, str] | None = None, **rollout: Any) -> None:
+        """`rollout`: what it says, if not a split that is held."""
         runtime: dict[str, Any] = {
             "replicas": REPLICAS,
             "terminationGracePeriodSeconds": 30,
@@ -98,7 +105,7 @@ class Stage:
         }
         if env:
             runtime["env"] = [{"name": name, "value": value} for name, value in env.items()]
-        rollout = {"steps": [{"weight": CANARY_WEIGHT, "hold": "Indefinite"}], "scaleDownDelay": "10s"}
+        rollout = {"steps": [{"weight": CANARY_WEIGHT, "hold": "Indefinite"}], "scaleDownDelay": "10s"} | rollout
         self.tenant.apply(deployment(self.tenant, self.entries, stable, canary, NAME, runtime=runtime, rollout=rollout))
 
     def serve(self, stable: int, canary: int | None = None, env: dict[str, str] | None = None) -> None:
@@ -239,7 +246,8 @@ def is_failed(answer: Answer) -> bool:
 
 def told(answer: Answer) -> int:
     """What the checkpoint of the version that answered says of this image, by the training's own record."""
-    return int(_records()[int(answer.version or 0)].predictions[answer.image])
+    version = int(answer.version or 0)
+    return int(_records()[2 if version == SLOW else version].predictions[answer.image])
 
 
 _records = cache(checkpoints.records)
