@@ -37,12 +37,15 @@ def main(
         install(native)
         stage = Stage(native, logs_of(cluster))
         stage.build()
-        results = [play(stage, scenario) for scenario in wanted]
+        results: list[Result] = []
+        for scenario in wanted:
+            results.append(play(stage, scenario))
+            # After each: what was seen is not lost with what comes after it.
+            write_matrix(results, date.today())
     finally:
         if not keep:
             native.down()
     console.print(build_table(results))
-    write_matrix(results, date.today())
     requests = sum(result.requests for result in results)
     console.print(f"{requests:,} requests, {sum(result.failed for result in results):,} failed")
     if not all(result.kept for result in results):

@@ -55,7 +55,7 @@ def kill_and_wait(stage: Stage, pod: dict[str, Any]) -> None:
     """Until Triton was started again in this pod, and all pods are ready."""
     before = restarts(stage)
     kill_triton(pod)
-    stage.wait(lambda: restarts(stage), before.__lt__, "it is started again")
+    stage.wait(lambda: restarts(stage), lambda now: now > before, "it is started again")
     stage.wait_full(1)
 
 

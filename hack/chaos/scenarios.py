@@ -105,7 +105,7 @@ def steps(stage: Stage) -> str:
             shares.append(share)
         return str(stage.condition().get("reason"))
 
-    stage.wait(look, "AwaitingPromotion".__eq__, "the canary has gone through its steps", every=0.2)
+    stage.wait(look, lambda reason: reason == "AwaitingPromotion", "the canary has gone through its steps", every=0.2)
     stage.wait_gone(1)
     stage.serve(2)
     return f"the canary's share went {', '.join(map(str, shares))} by itself; version 1's pods went before the promotion's commit"
@@ -114,11 +114,12 @@ def steps(stage: Stage) -> str:
 def abort(stage: Stage) -> str:
     kept = stage.uids(1)
     stage.apply(1, canary=SLOW, steps=HELD, analysis={"maxLatencyRatio": "1.5"}, inspectFor="10s", retryAt=rfc3339_now())
+    share = HELD[0]["weight"]
     stage.wait(
-        lambda: stage.tenant.status(NAME).get("canaryWeight"), HELD[0]["weight"].__eq__, "the canary has its share", every=0.1
+        lambda: stage.tenant.status(NAME).get("canaryWeight"), lambda has: has == share, "the canary has its share", every=0.1
     )
     began = time.monotonic()
-    told = stage.wait(stage.condition, lambda c: c["reason"] == "LatencyHigher", "it is aborted", every=0.1)
+    told = stage.wait(stage.condition, lambda c: c.get("reason") == "LatencyHigher", "it is aborted", every=0.1)
     aborted = time.monotonic()
     stage.wait_gone(SLOW)
     expect(stage.uids(1) == kept, "no pod of version 1 went")
@@ -135,7 +136,7 @@ def prometheus_down(stage: Stage) -> str:
     prometheus = {"address": PROMETHEUS, "metrics": [{"name": "one", "query": "vector(1)", "min": "1"}]}
     with stage.without("prometheus"):
         stage.apply(1, canary=2, steps=STEPS, analysis={**ANALYSIS, "prometheus": prometheus})
-        told = stage.wait(stage.condition, lambda c: c["reason"] == "NoMetric", "the missing metric holds the step")
+        told = stage.wait(stage.condition, lambda c: c.get("reason") == "NoMetric", "the missing metric holds the step")
         held = stage.tenant.status(NAME)["canaryWeight"]
         expect(held == STEPS[0]["weight"], f"the weight stays at the first step's, not {held} %")
     stage.tenant.wait_ready(NAME, "AwaitingPromotion", PATIENCE)

@@ -30,6 +30,8 @@ from devcluster import Cluster
 from devcluster.release import NAMESPACE as OPERATOR_NAMESPACE
 from devcluster.release import RELEASE, install
 from devcluster.tenant import MODELS, Tenant
+from faults import Kind, mark
+from faults.publish import publish
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = ROOT / "examples" / "digits.yaml"
@@ -38,6 +40,8 @@ CANARY = ROOT / "examples" / "digits-canary.yaml"
 CANARY_TRAFFIC = "    stable: 1\n    canary: 2\n"
 PROMOTED_TRAFFIC = "    stable: 2\n"
 """The promotion, as a change of the manifest's text."""
+HELD_STEPS = "      - weight: 10\n        hold: Indefinite\n"
+JUDGED_STEPS = "      - weight: 10\n        hold: 10s\n      - weight: 50\n        hold: 10s\n      - weight: 100\n"
 OURS = {"serving.perch.dev/demo": "digits"}
 """Label of the namespace that a run may delete."""
 READY_WITHIN = 300.0
@@ -97,6 +101,10 @@ class Story:
             self.measure_all(2)
         with chapter("Rollback under load, by git revert"):
             self.roll_back()
+        with chapter("Version 2 once more, and judged: 10, 50 and 100 % by itself"):
+            self.release_judged()
+        with chapter("Version 3, which fails on one image in five: cut off by itself"):
+            self.cut_off()
         with chapter("How it stands"):
             self.show_state()
 
@@ -188,6 +196,52 @@ class Story:
         self.narrator.lines(self.repository.log())
         expect(self.repository.manifest.read_text() == FIRST.read_text(), "the manifest is the first one again", "it is not")
         self._move_traffic(1)
+
+    def release_judged(self) -> None:
+        text = CANARY.read_text()
+        expect(text.count(HELD_STEPS) == 1, f"{CANARY.name} has its steps where the story changes them", text)
+        self.narrator.change(self.repository.commit(text.replace(HELD_STEPS, JUDGED_STEPS), "digits: version 2 by steps"))
+        with self._load() as load:
+            self._apply()
+            watch.wait_reason(self.tenant, self.name, "AwaitingPromotion", self.narrator.say, READY_WITHIN)
+        answers = load.results()
+        self._expect_none_failed(answers)
+        self._confirm_answers(answers)
+        seen = self.tenant.status(self.name)["evidence"]
+        self.narrator.ok(
+            f"judged on {seen['canary']['requests']} requests of version 2 and {seen['stable']['requests']} of version 1"
+        )
+        promoted = self.repository.manifest.read_text().replace(CANARY_TRAFFIC, PROMOTED_TRAFFIC)
+        self.narrator.change(self.repository.commit(promoted, "digits: promote version 2"))
+        self._apply_and_wait()
+
+    def cut_off(self) -> None:
+        manifest = yaml.safe_load(self.repository.manifest.read_text())
+        spec = manifest["spec"]
+        spec["versions"].append({**spec["versions"][-1], "version": 3})
+        spec["traffic"] = {"stable": 2, "canary": 3}
+        publish(self.tenant, manifest, 3)
+        self.narrator.say(
+            "version 3 passes every gate; on images with a mark in two of their corner pixels it fails (hack/faults)"
+        )
+        self.repository.commit(yaml.safe_dump(manifest, sort_keys=False), "digits: version 3 by steps")
+        images = mark(digits.held_out()[0], Kind.ERROR, share=0.2, count=20_000)
+        with self._load(images=images) as load:
+            self._apply()
+            watch.wait_reason(self.tenant, self.name, "ErrorRateHigher", self.narrator.say, READY_WITHIN)
+            wait_until_moved(load, "2", READY_WITHIN)
+        answers = load.results()
+        by_canary = [answer for answer in answers if answer.version == "3" or not answer.ok]
+        failed = [answer for answer in by_canary if not answer.ok]
+        expect(bool(failed), "version 3 failed on something", "it did not")
+        took = max(answer.answered for answer in by_canary) - min(answer.sent for answer in failed)
+        self.narrator.ok(
+            f"[bold]{len(failed)} of {len(answers)} requests failed[/]; {took:.1f} s passed from the first to the last that "
+            f"version 3 was asked; since then version 2 gives every answer, and Git was left alone"
+        )
+        self.narrator.say("git revert ends the release")
+        self.repository.revert(1)
+        self._apply_and_wait()
 
     def show_state(self) -> None:
         self.narrator.lines(self.tenant.kubectl("get", "modeldeployments,pods,httproutes", "-o", "wide"))
@@ -287,10 +341,13 @@ class Story:
         self._expect_none_failed(answers)
         return answers
 
+    def _load(self, **more: Any) -> Load:
+        target = (self.cluster.gateway_address(), self.hostname, self.name)
+        return Load(*target, grpc_rate=GRPC_RATE, rest_rate=REST_RATE, **more)
+
     def _move_traffic(self, version: int) -> None:
         """Applies the manifest under load, and follows the answers until all are this version's."""
-        target = (self.cluster.gateway_address(), self.hostname, self.name)
-        with Load(*target, grpc_rate=GRPC_RATE, rest_rate=REST_RATE) as load:
+        with self._load() as load:
             time.sleep(QUIET)
             applied = time.monotonic()
             self._apply()

@@ -40,6 +40,20 @@ def wait_ready(tenant: Tenant, name: str, tell: Tell, timeout: float) -> dict[st
     raise NotReady(f"{name} was not Ready within {timeout:.0f} s; the last that was said: {told}")
 
 
+def wait_reason(tenant: Tenant, name: str, reason: str, tell: Tell, timeout: float) -> None:
+    """Until Ready has this reason for the generation that was applied last. Tells each new reason, and the last message."""
+    started, told = time.monotonic(), ""
+    with _changes(tenant, name, timeout) as changes:
+        for found in changes:
+            ready = condition(found, "Ready")
+            if ready and ready["reason"] != told:
+                told = ready["reason"]
+                tell(f"{time.monotonic() - started:5.1f} s  {told}: {ready['message']}")
+            if told == reason:
+                return
+    raise NotReady(f"{name} had not Ready with reason {reason} within {timeout:.0f} s; the last one was {told or 'none'}")
+
+
 def condition(found: dict[str, Any], kind: str) -> dict[str, Any]:
     """The condition if it speaks of the newest generation; an older one says nothing about what was applied."""
     conditions = found.get("status", {}).get("conditions", [])

@@ -13,7 +13,7 @@ SLOW = 50
 """Turns of an answer that is slow, and not too slow to wait for."""
 LONG = 2500
 """Turns of an answer that takes long enough to be given up: about a second."""
-GIVE_UP = 0.3
+GIVE_UP = 0.15
 """Seconds after which a client gives up, well within a long answer."""
 PATIENCE = 3.0
 """Seconds that a client waits for a server that stalls."""
