@@ -18,7 +18,7 @@ help: ## this list
 	@echo "  GPUS=1       nvidia.com/gpu that its node says it has"
 
 .PHONY: demo
-demo: ## the main job on a real cluster: export, serve, split, promote, roll back
+demo: ## the main job on a real cluster: export, serve, split, roll back, judge two canaries
 	@$(PY) -m demo --name $(NAME)
 
 .PHONY: test
@@ -41,7 +41,7 @@ shell: ## a shell with KUBECONFIG, kubectl and helm for the cluster NAME
 lint: ## ruff, mypy, import contracts
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PY) -m mypy -p perch -p perch_exporter -p devcluster -p demo -p bench
+	@$(PY) -m mypy -p perch -p perch_exporter -p devcluster -p demo -p bench -p faults -p chaos
 	@$(dir $(PY))lint-imports
 
 .PHONY: test-unit
