@@ -32,8 +32,9 @@ from perch.plan.context import Context
 from perch.plan.servings import conflicts, readiness, wanted_hash
 from perch.status import Verdict, format_time, parse_time
 
-CONVERGED = timedelta(seconds=3)
-"""Proxies have taken in new weights within this time after the Gateway accepted them: counts are batched from then on."""
+CONVERGED = timedelta(seconds=1)
+"""Counting begins so long after the Gateway accepted new weights. Most proxies have taken them in by then. Where one has not, the
+canary gets less than its weight, and the evidence errs on its side; what it gets beyond its weight is seen in the counts."""
 FRESH = timedelta(seconds=60)
 """A restarted operator watches so long, at most a whole hold, before it lets a canary go further."""
 LOST = timedelta(seconds=30)
