@@ -1234,7 +1234,10 @@ class StepStatus(StatusModel):
     until: Time | None = Field(
         None, description="When the hold ends, at the earliest; none while it is not counted or Indefinite."
     )
-    unready_since: Time | None = Field(None, description="Since when the canary has fewer ready pods than the step needs.")
+    unready_since: Time | None = Field(
+        None, description="Since when the step waits for pods of the canary; none once the Gateway has accepted its weight."
+    )
+    unable_since: Time | None = Field(None, description="Since when the canary, which had traffic, has no ready pod.")
     waiting_for: str | None = Field(None, description="What the next step waits for.")
 
 
@@ -1252,13 +1255,6 @@ class Tally(StatusModel):
     queue_microseconds: Count = Field(0, description="Part of it spent in the queue, µs.")
 
 
-class Window(StatusModel):
-    """Counts that wait for enough requests of stable to tell ambient errors from the canary's own."""
-
-    stable: Tally = Field(Tally(), description="Stable's part.")
-    canary: Tally = Field(Tally(), description="The canary's part.")
-
-
 class MetricStatus(StatusModel):
     name: str = Field(description="Name of the metric.")
     value: str | None = Field(None, description="Its last value; none where Prometheus gave none.")
@@ -1270,6 +1266,12 @@ class MetricStatus(StatusModel):
 class Evidence(StatusModel):
     """What the judge has seen of the present canary. A restarted operator goes on from here."""
 
+    serving_hash: str | None = Field(
+        None, description="Hash of artefact and runtime that are judged: with another, all begins anew."
+    )
+    begun_at: Time | None = Field(None, description="When the trial of this hash began.")
+    weight: Int32 | None = Field(None, description="The canary's weight that requests are counted at; none where none are.")
+    counted_since: Time | None = Field(None, description="Since when it has this weight.")
     since: Time | None = Field(None, description="Since when the running operator gathers.")
     last_at: Time | None = Field(None, description="Until when counts are included.")
     stable: Tally = Field(Tally(), description="Stable's requests beside the canary, over all steps.")
@@ -1279,7 +1281,6 @@ class Evidence(StatusModel):
     errors: list[Real] = Field(default_factory=list, description="Log likelihood ratios of the grid of relative error odds.")
     bound: list[Real] = Field(default_factory=list, description="Log likelihood ratios of the grid above maxErrorRate.")
     cancellations: list[Real] = Field(default_factory=list, description="Log likelihood ratios of relative cancellation odds.")
-    window: Window = Field(Window(), description="Counts that the absolute bound has not taken in yet.")
     stalled_since: Time | None = Field(None, description="Since when the canary has requests pending and completes none.")
     needed: Int32 = Field(0, description="Canary requests that this step needs.")
     metrics: list[MetricStatus] = Field(default_factory=list, description="Custom metrics.")

@@ -81,6 +81,13 @@ class Totals:
     canary_failures: float
 
 
+def vanished(before: Totals, after: Totals) -> bool:
+    """Whether a version's requests fell to exactly 0. They may come back with all their history (`… or vector(0)`), which is no
+    news; after a real reset, the first request ends it."""
+    pairs = ((before.stable_requests, after.stable_requests), (before.canary_requests, after.canary_requests))
+    return any(former > 0 and now == 0 for former, now in pairs)
+
+
 def parse_counters(text: str, model: str, version: int) -> Counters:
     """Read what Triton's metrics endpoint answered. Raises CountersError.
 

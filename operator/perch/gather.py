@@ -20,7 +20,7 @@ import aiohttp
 from perch.ask import NoAnswerError, ask_pod, ask_prometheus, open_session
 from perch.builders.serving import METRICS
 from perch.cache import Cache, Key
-from perch.counters import MAX_SKEW, CountersError, PodScrape, Scrape, Totals, counter_batch, difference, parse_counters
+from perch.counters import MAX_SKEW, CountersError, PodScrape, Scrape, Totals, counter_batch, difference, parse_counters, vanished
 from perch.evidence import Aim, Batch, Gathered, Reading
 from perch.kube import POD
 from perch.names import LABEL_COMPONENT, LABEL_VERSION, serving_name
@@ -289,7 +289,10 @@ class QuerySource:
         asked = [(what, v) for v in (self.aim.stable, self.aim.canary) if v is not None for what in ("requests", "failures")]
         values = await _all(self._ask(what, version, at) for what, version in asked)
         without_stable = [0.0, 0.0] if self.aim.stable is None else []
-        before, self.before = self.before, Totals(at, *without_stable, *values)
+        totals = Totals(at, *without_stable, *values)
+        if self.before is not None and vanished(self.before, totals):
+            raise NoAnswerError(f"Prometheus at {self.aim.address}: the requests of a version fell to 0")
+        before, self.before = self.before, totals
         return counter_batch(before, self.before) if before is not None else None
 
     async def _ask(self, what: str, version: int, at: datetime) -> float:

@@ -34,6 +34,8 @@ VIOLATIONS = 2
 """Readings out of bounds in a row that abort."""
 STALE = timedelta(seconds=60)
 """Counts older than this say nothing about the canary of now: none passes by them."""
+UNWATCHED = timedelta(seconds=10)
+"""Between two batches, more than some lost looks: nobody knows what was completed then."""
 LARGEST = 2**31 - 1
 
 
@@ -75,10 +77,9 @@ class _Terms:
 
 
 def begin_step(evidence: Evidence, analysis: Analysis) -> Evidence:
-    """Evidence at the start of a step: counts of the step from zero, purses as they are."""
-    return evidence.model_copy(
-        update={"step_stable": Tally(), "step_canary": Tally(), "needed": _Terms.of(analysis).needed, "stalled_since": None}
-    )
+    """Evidence at the start of a step: counts and readings of the step from nothing, purses as they are."""
+    fresh = {"step_stable": Tally(), "step_canary": Tally(), "needed": _Terms.of(analysis).needed, "metrics": []}
+    return evidence.model_copy(update={**fresh, "stalled_since": None})
 
 
 def take_in(evidence: Evidence, batch: Batch, analysis: Analysis, *, share: float, together: int = 1) -> Evidence:
@@ -223,6 +224,8 @@ def _stalled_since(evidence: Evidence, batch: Batch) -> str | None:
     if not batch.pending or batch.canary.requests:
         return None
     since = datetime.fromisoformat(evidence.stalled_since) if evidence.stalled_since else batch.since
+    if evidence.last_at is not None and batch.since > datetime.fromisoformat(evidence.last_at) + UNWATCHED:
+        since = batch.since
     if batch.stable_pending and not batch.stable.requests:
         since = since + (batch.until - batch.since) if evidence.stalled_since else batch.until
     return _stamp(since)
@@ -309,6 +312,8 @@ def _lack(evidence: Evidence, analysis: Analysis, terms: _Terms, now: datetime) 
             return "NoMetric", f"metric {query.name} has not been read yet"
         if metric.value is None:
             return "NoMetric", f"metric {query.name}: {metric.message}"
+        if now - datetime.fromisoformat(metric.at) > STALE:
+            return "NoMetric", f"metric {query.name} has not been read since {metric.at}"
         if metric.violations:
             return "NoMetric", f"metric {query.name}: {metric.message}; another reading decides"
     seen = evidence.step_canary.requests

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -203,7 +204,7 @@ def pod_trouble(pod: Raw) -> PodTrouble | None:
     triton, golden = containers.get("triton", {}), containers.get("golden", {})
     for found in (_mismatch(pod, golden), _killed_or_crashing(pod, triton), _unschedulable(pod), _lost_readiness(pod)):
         if found is not None:
-            return PodTrouble(found.reason, f"pod {pod['metadata']['name']}: {found.message}")
+            return replace(found, message=f"pod {pod['metadata']['name']}: {found.message}")
     return None
 
 
@@ -214,19 +215,20 @@ def _mismatch(pod: Raw, golden: Raw) -> PodTrouble | None:
         return None
     if summary.error is None or summary.error.reason is not Reason.GOLDEN_MISMATCH:
         return None
-    return PodTrouble("GoldenMismatch", summary.error.message)
+    return PodTrouble("GoldenMismatch", summary.error.message, _time(_end(pod, golden).get("finishedAt")))
 
 
 def _killed_or_crashing(pod: Raw, triton: Raw) -> PodTrouble | None:
     end = _end(pod, triton)
     if end.get("reason") == "OOMKilled":
-        return PodTrouble("OutOfMemory", "triton was killed for want of memory: raise runtime.resources.limits.memory")
+        said = "triton was killed for want of memory: raise runtime.resources.limits.memory"
+        return PodTrouble("OutOfMemory", said, _time(end.get("finishedAt")))
     backing_off = (triton.get("state", {}).get("waiting") or {}).get("reason") == "CrashLoopBackOff"
     again = triton.get("restartCount", 0) >= 2 and bool(end) and _lasted(end) < LOOP
     if not (backing_off or again):
         return None
     last = f", last with code {end['exitCode']}: {_error_message(end.get('message')) or end.get('reason', '')}" if end else ""
-    return PodTrouble("CrashLoop", f"triton crashes again and again{last}")
+    return PodTrouble("CrashLoop", f"triton crashes again and again{last}", _time(end.get("finishedAt")))
 
 
 def _unschedulable(pod: Raw) -> PodTrouble | None:

@@ -61,6 +61,8 @@ class PodTrouble:
 
     reason: Literal["CrashLoop", "OutOfMemory", "GoldenMismatch", "Unschedulable", "NotReady"]
     message: str
+    at: datetime | None = None
+    """When the container ended that it is about."""
 
 
 @dataclass(frozen=True)
@@ -89,19 +91,19 @@ class ServingFacts:
         return self.current and self.replicas > 0 and self.ready >= self.replicas
 
     @property
-    def most(self) -> bool:
-        """Three quarters of the pods are ready."""
-        return self.replicas > 0 and 4 * self.ready >= 3 * self.replicas
-
-    @property
     def able(self) -> bool:
         """At least one pod is ready: the traffic that it has is answered."""
         return self.ready > 0
 
     @property
+    def uniform(self) -> bool:
+        """No pod of a former template is left."""
+        return self.total == self.updated
+
+    @property
     def rolled(self) -> bool:
         """Every pod runs the present template and is ready; a pending one beside a ready former one does not count."""
-        return self.full and self.updated >= self.replicas and self.total == self.updated
+        return self.full and self.updated >= self.replicas and self.uniform
 
 
 @dataclass(frozen=True)

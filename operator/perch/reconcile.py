@@ -42,7 +42,7 @@ STALE_RETRY_SECONDS = (0.2, 0.5, 1, 2, 5)
 
 
 def utc_now() -> datetime:
-    return datetime.now(UTC).replace(microsecond=0)
+    return datetime.now(UTC)
 
 
 class Queue:
@@ -191,7 +191,8 @@ class Reconciler:
         obj = self._objects.get(key)
         if obj is None:
             return
-        now = self._clock()
+        # The planner's times are whole seconds, as those in a status are.
+        now = self._clock().replace(microsecond=0)
         identity = read_identity(obj)
         before = read_status(obj)
         decided = self._decide(obj, identity, before, now)
@@ -217,7 +218,7 @@ class Reconciler:
             await self._tell(key, identity, before, decided, outcome, now)
         if key in self._objects:
             self.gatherer.aim(key, decided.aim)
-        self._schedule(key, decided, now, outcome)
+        self._schedule(key, decided, outcome)
 
     async def _is_current(self, key: Key, obj: Mapping[str, Any]) -> bool:
         """Look live before acting: after a watch that lost events the object may be gone, replaced, or of another mind."""
@@ -269,8 +270,8 @@ class Reconciler:
         )
         return plan(identity, spec, before, observed, self._installation, now)
 
-    def _schedule(self, key: Key, decided: Plan, now: datetime, outcome: Outcome) -> None:
-        waits = [(decided.wake_at - now).total_seconds()] if decided.wake_at else []
+    def _schedule(self, key: Key, decided: Plan, outcome: Outcome) -> None:
+        waits = [(decided.wake_at - self._clock()).total_seconds()] if decided.wake_at else []
         if outcome.refused or outcome.stale:
             self._errors[key] += 1
             delays = REFUSED_RETRY_SECONDS if outcome.refused else STALE_RETRY_SECONDS

@@ -100,7 +100,8 @@ def judge(facts: Facts) -> Verdict:
     pair = [] if facts.complete else [facts.stable]
     pair += [facts.canary] if facts.canary and not facts.aborted else []
     for version in pair:
-        if verdict := _stalled(version):
+        # How long a canary may take to start is the rollout's own question (progressDeadline).
+        if verdict := _stalled(version, deadline=version is facts.stable):
             return verdict
     if facts.aborted and facts.rollout is not None:
         return facts.rollout
@@ -110,7 +111,7 @@ def judge(facts: Facts) -> Verdict:
     return _traffic_under_way(facts) or facts.rollout or _well(facts)
 
 
-def _stalled(facts: VersionFacts) -> Verdict | None:
+def _stalled(facts: VersionFacts, *, deadline: bool) -> Verdict | None:
     number, said = facts.status.version, facts.status.message or "no reason given"
     if facts.conflict:
         return Verdict(
@@ -126,7 +127,7 @@ def _stalled(facts: VersionFacts) -> Verdict | None:
             f"version {number} cannot be exported: {said}. What served goes on serving; mend the checkpoint or its entry and "
             "list it under a new version number",
         )
-    if facts.deadline_exceeded and not facts.rolled:
+    if deadline and facts.deadline_exceeded and not facts.rolled:
         return Verdict("Stalled", "ProgressDeadlineExceeded", f"version {number} does not become ready: {said}")
     return None
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Readiness:
     """`full`: all pods ready, more traffic is welcome. `able`: some are, the present traffic is answered. `most`: three quarters
-    are. `settled`: no more pods will come soon (the progress deadline has passed), so what is ready must do."""
+    are. `settled`: half of them are, and no more will come soon (the progress deadline has passed), so these must do."""
 
     full: bool = False
     able: bool = False
@@ -30,6 +30,8 @@ def decide_weights(
     canary_weight: int,
     readiness: Mapping[int, Readiness],
     present: Mapping[int, int],
+    *,
+    rescue: bool = False,
 ) -> dict[int, int] | None:
     """Return the weights to set now, in percent by version, or None while nothing has ever been ready.
 
@@ -39,8 +41,10 @@ def decide_weights(
     - stable ready, canary ready: the split that was asked for;
     - stable ready, canary ready in part: the canary keeps the share it has and gains nothing;
     - stable ready, canary not: all to stable (a first canary waits, a broken one is taken out);
-    - stable ready in part only: it gains what is missing when it has half of the traffic already, or most of its pods, or no more
-      of them will come, or nobody else answers: a rollback does not wait for the last pod. Else it gains nothing;
+    - stable ready in part only: it gains what is missing when it has half of the traffic already, or most of its pods, or half of
+      them and no more will come, or nobody else answers: a rollback does not wait for the last pod. Else it gains nothing;
+    - `rescue`, from a canary that was aborted: one ready pod of stable's is enough, since few that answer are better than many
+      that fail;
     - stable not ready: the present weights stay, whoever has them. A canary is never given more because stable broke: it was
       trusted with its share only. At weight 100 the canary does not need stable.
     """
@@ -59,7 +63,7 @@ def decide_weights(
         weight > 0 and readiness.get(version, NOT_READY).able for version, weight in present.items() if version != stable
     )
     has = present.get(stable, 0)
-    few_must_do = has >= min(50, 100 - share) or base.most or base.settled or others_down
+    few_must_do = has >= min(50, 100 - share) or base.most or base.settled or others_down or rescue
     if not (base.full or (base.able and few_must_do)):
         return _held(present)
     weights = {stable: 100 - share}

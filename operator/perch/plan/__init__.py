@@ -20,7 +20,7 @@ from perch.observed import Identity, Installation, Observed
 from perch.plan.context import Action, Apply, Context, Delete, Plan, Scale, SetFinalizer, say_invalid
 from perch.plan.exports import plan_export
 from perch.plan.removal import plan_deletion, plan_removed
-from perch.plan.rollout import Progress, canary_replicas, decide_rollout, full_replicas, stable_replicas
+from perch.plan.rollout import Progress, canary_replicas, decide_rollout, stable_replicas
 from perch.plan.routing import plan_retirement, plan_route
 from perch.plan.servings import plan_serving, readiness, sweep
 from perch.status import Facts, VersionFacts, build_conditions
@@ -50,6 +50,7 @@ def plan(identity: Identity, spec: Spec, status: Status, observed: Observed, ins
         progress.share,
         {v: f.readiness for v, f in versions.items()} | others,
         {v: w for v, w in ctx.present.items() if w > 0},
+        rescue=progress.out is not None,
     )
     inspected = progress.out.version if progress.out else None
     retired = plan_retirement(ctx, versions, set(replicas), inspected, target)
@@ -103,10 +104,10 @@ def _replicas(ctx: Context, progress: Progress) -> dict[int, int]:
     """Pods by version of those that shall run. An aborted canary and a stable that has been replaced are left as they are."""
     stable, canary = ctx.spec.traffic.stable, ctx.spec.traffic.canary
     if canary is None or progress.out is not None:
-        return {stable: full_replicas(ctx)}
+        return {stable: stable_replicas(ctx, None)}
     if progress.step is None:
         # Not published yet: none of its pods can start, and stable gives up none for it.
-        return {stable: full_replicas(ctx), canary: 1}
+        return {stable: stable_replicas(ctx, None), canary: 1}
     pods = canary_replicas(ctx, progress.step.weight)
     return {canary: pods} if progress.complete else {stable: stable_replicas(ctx, pods), canary: pods}
 

@@ -25,7 +25,7 @@ from perch.api import (
 from perch.builders.route import makes_copies
 from perch.durations import parse_duration
 from perch.evidence import Aim, Gathered
-from perch.judge import Kind, begin_step, judge, take_in, take_in_reading
+from perch.judge import STALE, Kind, begin_step, judge, take_in, take_in_reading
 from perch.names import serving_name
 from perch.observed import ServingFacts
 from perch.plan.context import Context
@@ -39,6 +39,7 @@ FRESH = timedelta(seconds=60)
 """A restarted operator watches so long, at most a whole hold, before it lets a canary go further."""
 LOST = timedelta(seconds=30)
 """A canary that had traffic and runs, but is not ready, has so long to recover."""
+SECOND = timedelta(seconds=1)
 HISTORY = 10
 
 Said = tuple[Literal["Ready", "Reconciling", "Stalled"], str, str]
@@ -95,8 +96,8 @@ class _Trial:
 def decide_rollout(ctx: Context, exported: dict[int, VersionStatus]) -> Progress:
     """Where the canary stands and what it gets. `exported`: the listed versions' exports in this pass."""
     spec, traffic = ctx.spec, ctx.spec.traffic
-    listed = {e.version for e in spec.versions} - {traffic.stable}
-    kept = tuple(a for a in ctx.status.aborted if a.version in listed)
+    # Also of versions that left the list: a release in one commit, reverted and committed again, finds its canary aborted still.
+    kept = tuple(a for a in ctx.status.aborted if a.version != traffic.stable)[-HISTORY:]
     history = _ended(ctx)
     if traffic.canary is None or spec.rollout is None:
         return Progress(aborted=kept, history=history)
@@ -121,13 +122,19 @@ def decide_rollout(ctx: Context, exported: dict[int, VersionStatus]) -> Progress
             started_at=format_time(ctx.now),
         )
         evidence = None
+    step = _relocate(ctx, step, spec.rollout)
+    runs = wanted_hash(ctx, canary)
+    if evidence is None or evidence.serving_hash != runs:
+        # Another runtime is another canary: what pods of the former one did says nothing for it, nor against it.
+        evidence = Evidence(serving_hash=runs, begun_at=format_time(ctx.now))
+        step = step.model_copy(update={"accepted_at": None, "until": None})
     trial = _Trial(
         ctx,
         spec.rollout,
         canary,
         ctx.observed.servings.get(canary.version),
-        _relocate(step, spec.rollout),
-        evidence or begin_step(Evidence(), spec.rollout.analysis),
+        step,
+        evidence,
         kept,
         history,
         ctx.observed.gathered,
@@ -136,32 +143,62 @@ def decide_rollout(ctx: Context, exported: dict[int, VersionStatus]) -> Progress
 
 
 def canary_replicas(ctx: Context, weight: int) -> int:
-    """Pods that the canary needs for its share (mirrored requests count), at least one, rounded up."""
+    """Pods that the canary needs for its share (mirrored requests count), at least one, rounded up.
+
+    For the share that it has until it has another: nobody's pods go while their traffic is still to go.
+    """
+    full, has = full_replicas(ctx, on_trial=True), answered(ctx, ctx.spec.traffic.canary)
     mirror = ctx.spec.traffic.mirror
-    load = min(100, weight + (mirror.percent if mirror else 0))
-    full = full_replicas(ctx)
-    wanted = max(1, math.ceil(full * load / 100))
-    if ctx.spec.rollout is not None and ctx.spec.rollout.surge == "WithinReplicas" and stable_runs(ctx):
-        wanted = min(wanted, max(1, full - 1))
-    return wanted
+    copied = mirror.percent if mirror and weight < 100 else 0
+    if not (_within_replicas(ctx) and stable_runs(ctx)):
+        return max(1, math.ceil(full * (max(weight, has) + copied) / 100))
+    # Neither can have what it needs before the traffic has moved. Half-way, both carry the same too much, and the last is moved
+    # when the traffic is: with w the share to come and s what stable has still, w / (w + s) of all pods.
+    coming = weight + copied
+    return min(full - 1, max(1, math.floor(full * coming / (coming + 100 - has) + 0.5)))
 
 
-def full_replicas(ctx: Context) -> int:
+def answered(ctx: Context, version: int | None) -> int:
+    """Percent that a version may be asked to answer now: until the Gateway has accepted a lower weight, still the former."""
+    has = ctx.present.get(version, 0) if version is not None else 0
+    if ctx.observed.route is None or ctx.observed.route.accepted:
+        return has
+    return max(has, *(w.weight for w in ctx.status.weights.accepted if w.version == version), 0)
+
+
+def full_replicas(ctx: Context, *, on_trial: bool = False) -> int:
     """Pods of a version with all the traffic. Under an autoscaler: as many as stable has grown to, while a canary is on trial."""
     scaling = ctx.spec.runtime.autoscaling
     if scaling is None:
         return ctx.spec.runtime.replicas
     stable = ctx.observed.servings.get(ctx.spec.traffic.stable)
-    grown = stable.replicas if stable is not None and ctx.spec.traffic.canary is not None else 0
+    grown = stable.replicas if stable is not None and on_trial else 0
     return min(max(scaling.min_replicas, grown), scaling.max_replicas)
 
 
-def stable_replicas(ctx: Context, canary: int) -> int:
-    """Stable keeps its full size until the promotion, unless the user chose to make room for the canary's pods."""
-    full = full_replicas(ctx)
-    if canary and ctx.spec.rollout is not None and ctx.spec.rollout.surge == "WithinReplicas":
+def stable_replicas(ctx: Context, canary: int | None) -> int:
+    """Stable keeps its full size until the promotion, unless the user chose to make room for the canary's pods.
+
+    `canary`: the pods that the canary is to have; None without one on trial.
+    """
+    full = full_replicas(ctx, on_trial=canary is not None)
+    if canary is not None and _within_replicas(ctx):
         return max(1, full - canary)
+    stable, has = ctx.spec.traffic.stable, {v: s.replicas for v, s in ctx.observed.servings.items()}
+    if ctx.spec.runtime.autoscaling is None and 0 < has.get(stable, 0) < full == sum(has.values()):
+        # It had given pods up, and their places are not free before those that took them have gone.
+        return has[stable]
     return full
+
+
+def short(ctx: Context, version: int) -> bool:
+    """Whether a version runs on fewer pods than all the traffic takes, because others have their places."""
+    serving = ctx.observed.servings.get(version)
+    return ctx.spec.runtime.autoscaling is None and serving is not None and serving.replicas < full_replicas(ctx)
+
+
+def _within_replicas(ctx: Context) -> bool:
+    return ctx.spec.rollout is not None and ctx.spec.rollout.surge == "WithinReplicas"
 
 
 def stable_runs(ctx: Context) -> bool:
@@ -174,15 +211,34 @@ def stable_runs(ctx: Context) -> bool:
 def _proceed(trial: _Trial) -> Progress:
     if doom := _broken(trial):
         return _abort(trial, *doom)
-    trial = _note_acceptance(trial)
-    if trial.step.accepted_at is None:
-        return _waiting(trial, _paused(trial) if trial.rollout.paused else _unaccepted(trial))
-    trial = _fold(trial)
-    if _is_judged(trial):
+    trial = _fold(_note_counted(_note_acceptance(trial)))
+    if trial.evidence.weight is not None:
+        # Whatever the step waits for: who has traffic is judged.
         finding = judge(trial.evidence, trial.analysis, trial.ctx.now)
         if finding.kind is Kind.ABORT:
             return _abort(trial, finding.reason, finding.message)
+        if (unseen := _unseen(trial)) is not None:
+            return unseen
+    if trial.step.accepted_at is None:
+        return _waiting(trial, _paused(trial) if trial.rollout.paused else _unaccepted(trial))
     return _at_the_end(trial) if trial.step.weight == 100 else _held(trial)
+
+
+def _unseen(trial: _Trial) -> Progress | None:
+    """A canary with traffic of which nothing has been seen for a while, by an operator that has had the time to look."""
+    ctx, evidence, gathered = trial.ctx, trial.evidence, trial.gathered
+    if gathered is None or gathered.epoch != _epoch(trial) or evidence.counted_since is None or not stable_runs(ctx):
+        return None
+    seen = max(gathered.since, *(parse_time(t) for t in (evidence.counted_since, evidence.last_at) if t))
+    if ctx.now < seen + STALE:
+        ctx.wakes.append(seen + STALE)
+        return None
+    why = evidence.trouble or f"no counts have come since {format_time(seen)}"
+    said = f"{trial.name} has {evidence.weight} % and is not judged: {why}. It goes on by itself when the evidence comes"
+    due = seen + parse_duration(trial.rollout.progress_deadline)
+    if ctx.now < due:
+        ctx.wakes.append(due)
+    return _waiting(trial, ("Reconciling" if ctx.now < due else "Stalled", "NoEvidence", said))
 
 
 def _held(trial: _Trial) -> Progress:
@@ -202,6 +258,9 @@ def _held(trial: _Trial) -> Progress:
     if not _is_judged(trial):
         return _advance(trial, f"held at {step.weight} %, where it had no requests to be judged by")
     finding = judge(trial.evidence, trial.analysis, ctx.now)
+    if trial.gathered is None or trial.gathered.epoch != _epoch(trial):
+        # What a former process has seen does not carry the canary further.
+        return _inconclusive(trial, "NoEvidence", "no counts have come yet", until)
     if finding.kind is Kind.PASS:
         return _advance(trial, finding.message)
     return _inconclusive(trial, finding.reason, finding.message, until)
@@ -210,7 +269,7 @@ def _held(trial: _Trial) -> Progress:
 def _inconclusive(trial: _Trial, reason: str, message: str, until: datetime) -> Progress:
     """Too little evidence at the end of a hold: neither a pass nor a failure."""
     ctx = trial.ctx
-    if trial.gathered is None or reason in ("NoEvidence", "NoMetric"):
+    if reason in ("NoEvidence", "NoMetric"):
         # What cannot be seen is never promoted, and is no fault of the canary's.
         due = until + parse_duration(trial.rollout.progress_deadline)
         said = f"{trial.name} stays at {trial.step.weight} %: {message}"
@@ -238,7 +297,7 @@ def _advance(trial: _Trial, why: str) -> Progress:
         weight=weight,
         started_at=format_time(trial.ctx.now),
     )
-    trial = replace(trial, step=step, evidence=begin_step(trial.evidence, trial.analysis))
+    trial = replace(trial, step=step)
     return _waiting(trial, ("Reconciling", "Stepping", f"{trial.name} goes to {weight} % (step {_place(trial)}): {why}"))
 
 
@@ -269,8 +328,8 @@ def _waiting(trial: _Trial, said: Said) -> Progress:
 def _room(trial: _Trial) -> str:
     """The arithmetic of a canary that runs on stable's pods."""
     ctx = trial.ctx
-    full, stable = full_replicas(ctx), ctx.observed.servings.get(ctx.spec.traffic.stable)
-    if trial.rollout.surge != "WithinReplicas" or stable is None:
+    full, stable = full_replicas(ctx, on_trial=True), ctx.observed.servings.get(ctx.spec.traffic.stable)
+    if not _within_replicas(ctx) or stable is None:
         return ""
     left = 100 - ctx.present.get(trial.step.version, 0)
     return (
@@ -302,18 +361,19 @@ def _broken(trial: _Trial) -> tuple[str, str] | None:
     """What the canary's own pods say against it, as reason and message."""
     ctx, step, serving = trial.ctx, trial.step, trial.serving
     trouble = serving.trouble if serving else None
-    if trouble is not None and trouble.reason in ("CrashLoop", "OutOfMemory", "GoldenMismatch"):
+    begun = parse_time(trial.evidence.begun_at) if trial.evidence.begun_at else None
+    # A pod that was kept from a former try may still wait out its back-off: it is heard when it has tried again.
+    fresh = trouble is not None and (trouble.at is None or begun is None or trouble.at >= begun)
+    if trouble is not None and fresh and trouble.reason in ("CrashLoop", "OutOfMemory", "GoldenMismatch"):
         return trouble.reason, trouble.message
+    if step.unable_since is not None and trouble is not None and trouble.reason == "NotReady":
+        lost = parse_time(step.unable_since) + LOST
+        if ctx.now >= lost:
+            return "ReadinessLost", f"it had traffic and lost its readiness for {LOST.seconds} s: {trouble.message}"
+        ctx.wakes.append(lost)
     if step.unready_since is None:
         return None
-    since = parse_time(step.unready_since)
-    able = serving is not None and serving.ready > 0
-    had_traffic = trial.evidence.since is not None
-    if had_traffic and not able and trouble is not None and trouble.reason == "NotReady":
-        if ctx.now >= since + LOST:
-            return "ReadinessLost", f"it had traffic and lost its readiness for {LOST.seconds} s: {trouble.message}"
-        ctx.wakes.append(since + LOST)
-    due = since + parse_duration(trial.rollout.progress_deadline)
+    due = parse_time(step.unready_since) + parse_duration(trial.rollout.progress_deadline)
     if ctx.now < due:
         ctx.wakes.append(due)
         return None
@@ -330,7 +390,7 @@ def _abort(trial: _Trial, reason: str, why: str) -> Progress:
     record = Aborted(
         version=canary.version,
         artifact_revision=canary.artifact_revision,
-        serving_hash=wanted_hash(ctx, canary),
+        serving_hash=trial.serving.serving_hash if trial.serving is not None else wanted_hash(ctx, canary),
         reason=reason,
         message=why[:1024],
         time=format_time(ctx.now),
@@ -362,10 +422,14 @@ def _stands(ctx: Context, found: Aborted, canary: VersionStatus, rollout: Rollou
 
 def _aborted_verdict(ctx: Context, record: Aborted) -> Verdict:
     stable = ctx.spec.traffic.stable
+    serving, has = ctx.observed.servings.get(stable), ctx.present.get(record.version, 0)
+    goes = f"the traffic goes to version {stable}"
+    if has and not (serving is not None and serving.able):
+        goes = f"but keeps {has} % of the traffic until version {stable} has a ready pod"
     return Verdict(
         "Stalled",
         record.reason,
-        f"version {record.version} was aborted, the traffic goes to version {stable}: {record.message}. Commit traffic "
+        f"version {record.version} was aborted, {goes}: {record.message}. Commit traffic "
         f"{{stable: {stable}}} to end the release; move rollout.retryAt to try the same version again",
     )
 
@@ -390,40 +454,83 @@ def _unaccepted(trial: _Trial) -> Said:
 # --- times and counts ----------------------------------------------------------------------------------------------------
 
 
-def _relocate(step: StepStatus, rollout: Rollout) -> StepStatus:
-    """Edited steps take effect from the present one: never back, unless the edited steps end below the present weight."""
-    steps = rollout.steps
-    if step.index < len(steps) and steps[step.index].weight == step.weight:
+def _relocate(ctx: Context, step: StepStatus, rollout: Rollout) -> StepStatus:
+    """Edited steps take effect from the present weight on, which stays until it has passed: an edit never goes back, nor
+    further unjudged. It moves where it is not between the steps any more: all are above it, or none is.
+    """
+    weights = [s.weight for s in rollout.steps]
+    index = max((i for i, weight in enumerate(weights) if weight <= step.weight), default=0)
+    weight = step.weight if weights[0] <= step.weight < weights[-1] else weights[index]
+    if (index, weight) == (step.index, step.weight):
         return step
-    index = next((i for i, s in enumerate(steps) if s.weight >= step.weight), len(steps) - 1)
-    return step.model_copy(update={"index": index, "weight": steps[index].weight, "until": None, "waiting_for": None})
+    update: dict[str, object] = {"index": index, "weight": weight}
+    if weight != step.weight:
+        update |= {"accepted_at": None, "until": None, "unready_since": None, "started_at": format_time(ctx.now)}
+    return step.model_copy(update=update)
 
 
 def _note_readiness(trial: _Trial) -> _Trial:
-    full = readiness(trial.serving, canary_replicas(trial.ctx, trial.step.weight)).full
-    since = None if full else trial.step.unready_since or format_time(trial.ctx.now)
-    return replace(trial, step=trial.step.model_copy(update={"unready_since": since, "waiting_for": None}))
+    step, now = trial.step, format_time(trial.ctx.now)
+    able = trial.serving is not None and trial.serving.able
+    ready = readiness(trial.serving, canary_replicas(trial.ctx, step.weight)).full
+    had_traffic = trial.evidence.since is not None
+    update = {
+        "unready_since": None if ready or step.accepted_at is not None else step.unready_since or now,
+        "unable_since": None if able or not had_traffic else step.unable_since or now,
+        "waiting_for": None,
+    }
+    return replace(trial, step=step.model_copy(update=update))
 
 
 def _note_acceptance(trial: _Trial) -> _Trial:
-    """The hold counts from the moment the Gateway has accepted the step's weight, and again where it was lost."""
+    """The step and its hold count from the moment the Gateway has accepted its weight, and again where that was lost."""
     ctx, step = trial.ctx, trial.step
     route = ctx.observed.route
     wanted = {ctx.spec.traffic.stable: 100 - step.weight, step.version: step.weight}
     has = {v: w for v, w in ctx.present.items() if w}
     in_place = route is not None and route.accepted and has == {v: w for v, w in wanted.items() if w}
-    if route is not None and ctx.spec.traffic.mirror is not None:
+    if route is not None and ctx.spec.traffic.mirror is not None and step.weight < 100:
         in_place = in_place and makes_copies(route.spec)
-    able = trial.serving is not None and trial.serving.ready > 0
-    accepted = step.accepted_at or format_time(ctx.now) if in_place and able else None
-    return replace(trial, step=step.model_copy(update={"accepted_at": accepted, "until": step.until if accepted else None}))
+    if not (in_place and _is_itself(trial)):
+        return replace(trial, step=step.model_copy(update={"accepted_at": None, "until": None}))
+    if step.accepted_at is not None:
+        return trial
+    step = step.model_copy(update={"accepted_at": format_time(ctx.now), "until": None})
+    return replace(trial, step=step, evidence=begin_step(trial.evidence, trial.analysis))
+
+
+def _is_itself(trial: _Trial) -> bool:
+    """Whether what answers is the canary that is judged, and no pod of a former runtime."""
+    serving = trial.serving
+    return serving is not None and serving.able and serving.uniform and serving.serving_hash == trial.evidence.serving_hash
+
+
+def _note_counted(trial: _Trial) -> _Trial:
+    """At which weight of the canary's requests are counted now: the one in place, whichever the step asks for.
+
+    Until the Gateway has accepted another, either may be true, and the larger is the milder one.
+    """
+    ctx, evidence = trial.ctx, trial.evidence
+    canary, route = trial.canary.version, ctx.observed.route
+    others = {v for v, w in ctx.present.items() if w} - {canary, ctx.spec.traffic.stable}
+    weight: int | None = None
+    if route is not None and not others and _is_itself(trial):
+        present = ctx.present.get(canary, 0)
+        weight = present if route.accepted else max((w for w in (present, answered(ctx, canary)) if w < 100), default=0)
+        if weight == 0 and not (route.accepted and makes_copies(route.spec)):
+            weight = None
+    if weight == evidence.weight:
+        return trial
+    since = None if weight is None else format_time(ctx.now)
+    return replace(trial, evidence=evidence.model_copy(update={"weight": weight, "counted_since": since}))
 
 
 def _until(trial: _Trial) -> datetime:
     """End of the hold. A restarted operator adds a while of its own, to see fresh evidence."""
     hold = trial.hold or timedelta()
     accepted = parse_time(trial.step.accepted_at or trial.step.started_at)
-    until = accepted + hold
+    # A time in status is cut to its second: a hold is no shorter than it says.
+    until = accepted + hold + (SECOND if hold else timedelta())
     if trial.evidence.since is not None and parse_time(trial.evidence.since) > accepted:
         until = max(until, parse_time(trial.evidence.since) + min(hold, FRESH))
     return until
@@ -435,7 +542,8 @@ def _is_judged(trial: _Trial) -> bool:
 
 
 def _epoch(trial: _Trial) -> str:
-    return f"{trial.canary.version}-{trial.canary.artifact_revision}-{trial.step.weight}-{trial.step.accepted_at}"
+    evidence = trial.evidence
+    return f"{trial.canary.version}-{evidence.serving_hash}-{evidence.weight}-{evidence.counted_since}"
 
 
 def _fold(trial: _Trial) -> _Trial:
@@ -459,9 +567,9 @@ def _fold(trial: _Trial) -> _Trial:
 
 def _meant_share(trial: _Trial) -> float:
     """The part of all counted requests that the canary is meant to get; a mirrored one is counted at both versions."""
-    mirror = trial.ctx.spec.traffic.mirror
-    copied = mirror.percent if mirror and trial.step.weight < 100 else 0
-    return (trial.step.weight + copied) / (100 + copied)
+    mirror, weight = trial.ctx.spec.traffic.mirror, trial.evidence.weight or 0
+    copied = mirror.percent if mirror and weight < 100 else 0
+    return (weight + copied) / (100 + copied)
 
 
 def _together(trial: _Trial) -> int:
@@ -472,11 +580,11 @@ def _together(trial: _Trial) -> int:
 
 
 def _aim(trial: _Trial) -> Aim | None:
-    """What to gather next: nothing before the weight is accepted, nor after stable was scaled away."""
-    ctx, step = trial.ctx, trial.step
-    if step.accepted_at is None or not _is_judged(trial) or not stable_runs(ctx):
+    """What to gather next: nothing while the canary has no requests, nor after stable was scaled away."""
+    ctx, evidence = trial.ctx, trial.evidence
+    if evidence.counted_since is None or not stable_runs(ctx):
         return None
-    stable, canary = ctx.spec.traffic.stable, step.version
+    stable, canary = ctx.spec.traffic.stable, trial.canary.version
     prometheus = trial.analysis.prometheus
     fill = {
         "namespace": ctx.identity.namespace,
@@ -490,9 +598,9 @@ def _aim(trial: _Trial) -> Aim | None:
     return Aim(
         epoch=_epoch(trial),
         model=fill["model"],
-        stable=stable if step.weight < 100 else None,
+        stable=stable if evidence.weight != 100 else None,
         canary=canary,
-        not_before=parse_time(step.accepted_at) + CONVERGED,
+        not_before=parse_time(evidence.counted_since) + CONVERGED,
         requests=_filled(prometheus.requests, fill) if prometheus and prometheus.requests else None,
         failures=_filled(prometheus.failures, fill) if prometheus and prometheus.failures else None,
         address=prometheus.address if prometheus else None,

@@ -9,6 +9,7 @@ from perch.api import Phase, Rollout, VersionStatus
 from perch.builders.route import build_route, is_current, must_rehearse
 from perch.durations import parse_duration
 from perch.plan.context import Apply, Context, Delete
+from perch.plan.rollout import short
 from perch.plan.servings import readiness, remove_serving
 from perch.status import VersionFacts, format_time, parse_time
 
@@ -31,6 +32,9 @@ def plan_retirement(
     leaving: set[int] = set()
     for version in sorted(set(ctx.observed.servings) - running):
         delay = max(parse_duration(inspect if version == inspected else stay), SETTLE)
+        if any(weight == 100 and short(ctx, heir) for heir, weight in (target or {}).items()):
+            # Who has all the traffic has not all the pods, for these stand in their places.
+            delay = SETTLE
         known = ctx.status.of(version)
         facts = versions.get(version)
         drained_at = known.drained_at if known else None
@@ -99,7 +103,7 @@ def plan_route(
         ctx.spec.model_name or ctx.identity.name,
         weights,
         headers=(trial, traffic.match.headers) if trial is not None and traffic.match else None,
-        mirror=(trial, traffic.mirror.percent) if trial is not None and traffic.mirror else None,
+        mirror=(trial, traffic.mirror.percent) if trial is not None and traffic.mirror and target.get(trial, 0) < 100 else None,
         rehearsal=must_rehearse(route),
     )
     if route is None or not is_current(body["spec"], route.spec):

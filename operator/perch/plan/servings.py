@@ -30,7 +30,7 @@ def readiness(serving: ServingFacts | None, wanted: int) -> Readiness:
         full=serving.current and serving.replicas >= wanted and serving.ready >= wanted > 0,
         able=serving.ready > 0,
         most=wanted > 0 and 4 * serving.ready >= 3 * wanted,
-        settled=serving.deadline_exceeded,
+        settled=serving.deadline_exceeded and wanted > 0 and 2 * serving.ready >= wanted,
     )
 
 

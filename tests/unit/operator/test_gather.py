@@ -562,6 +562,18 @@ async def test_counters_of_prometheus_take_the_place_of_the_pods(setting: Settin
     assert {q["time"] for q in setting.server.queries} == {f"{START.timestamp():.3f}"}, "all four of one moment"
 
 
+async def test_a_series_that_vanishes_and_comes_back_with_its_history_is_no_news(setting: Setting) -> None:
+    setting.server.values = counters((1000, 10), (100, 0))
+    setting.gatherer.aim(KEY, prometheus_aim(setting, **COUNTERS))
+    await setting.looks(8, PROMETHEUS)
+    setting.server.values = counters((1090, 10), (0, 0))
+    await until(lambda: setting.gathered.trouble)
+    assert "fell to 0" in str(setting.gathered.trouble)
+    setting.server.values = counters((1180, 10), (120, 0))
+    await setting.looks(8, PROMETHEUS)
+    assert total(setting.gathered) == (180, 0, 20, 0)
+
+
 async def test_counters_of_a_canary_with_all_the_traffic_are_its_own(setting: Setting) -> None:
     setting.server.values = counters((1000, 10), (100, 50))
     setting.gatherer.aim(KEY, prometheus_aim(setting, **COUNTERS, stable=None))

@@ -127,7 +127,7 @@ def test_status_tells_the_step_its_weight_since_when_until_when_and_why_it_waits
     assert step is not None
     assert (step.index, step.weight) == (0, 5)
     assert step.accepted_at is not None
-    assert step.until == (world.now + timedelta(minutes=2)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    assert step.until == (world.now + timedelta(minutes=2, seconds=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
     assert step.waiting_for is not None
     assert "until" in step.waiting_for
     assert world.ready_condition() == ("False", "Holding")
@@ -206,19 +206,41 @@ def test_paused_before_the_first_step_gives_the_canary_nothing() -> None:
     until_accepted(world, 5)
 
 
-def test_edited_steps_take_effect_from_the_present_one_and_never_go_back() -> None:
+def at_50() -> World:
     world = releasing()
     until_accepted(world, 5)
     go_through(world, 150)
     until_accepted(world, 50)
-    rendered = list(world.rendered)
-    lower = [{"weight": 1, "hold": "1h"}, {"weight": 20, "hold": "1h"}]
+    return world
+
+
+def test_edited_steps_take_effect_from_the_present_weight_and_go_neither_back_nor_further_unjudged() -> None:
+    world = at_50()
+    rendered, written = list(world.rendered), len(world.written_weights)
+    lower = [{"weight": 1, "hold": "1h"}, {"weight": 20, "hold": "1m"}]
     commit(world, steps=[*lower, {"weight": 60, "hold": "1m"}, {"weight": 100}])
-    until_accepted(world, 60)
-    assert min(w.get(2, 0) for w in world.written_weights[-1:]) == 60
+    go_through(world, 50)
+    assert world.weights == {1: 50, 2: 50}, "it stays until the hold of the step below, a minute, is over"
+    go_through(world, 600)
     world.settle()
-    assert world.weights == {2: 100}
+    assert [w.get(2, 0) for w in world.written_weights[written:]] == [60, 100, 100]
     assert world.rendered == rendered, "rollout restarts no pod"
+
+
+@pytest.mark.parametrize(
+    ("steps", "goes"),
+    [
+        pytest.param([{"weight": 60, "hold": "1m"}, {"weight": 100}], 60, id="all are above"),
+        pytest.param([{"weight": 5, "hold": "Indefinite"}], 5, id="all are below"),
+    ],
+)
+def test_edited_steps_between_which_the_present_weight_is_not_move_it(steps: list[dict[str, Any]], goes: int) -> None:
+    world = at_50()
+    commit(world, steps=steps)
+    until_accepted(world, goes)
+    evidence = world.status.evidence
+    assert evidence is not None
+    assert evidence.step_canary.requests == 0, "another weight is judged on requests of its own"
 
 
 def test_a_shorter_hold_takes_effect_at_once() -> None:
@@ -659,3 +681,305 @@ def test_a_lost_status_replays_the_rollout_from_its_first_step() -> None:
     world.step()
     world.settle()
     assert world.weights == {2: 100}
+
+
+# --- pods for the traffic that there is --------------------------------------------------------------------------------------
+
+
+def ten(**more: Any) -> World:
+    world = World(spec(1, 2, 3, runtime={"replicas": 10}))
+    world.settle()
+    commit(world, versions=(1, 2, 3), runtime={"replicas": 10}, **more)
+    return world
+
+
+def pods(world: World) -> dict[int, int]:
+    return {version: serving.replicas for version, serving in world.servings.items()}
+
+
+@pytest.mark.parametrize(("stable", "canary"), [(2, 1), (3, 1)])
+def test_a_version_keeps_its_pods_until_its_traffic_has_gone_to_others(stable: int, canary: int) -> None:
+    """What was stable becomes a canary: it needs pods for the share it has, not for the one it is to have."""
+    world = ten()
+    until_accepted(world, 5)
+    commit(world, stable=stable, canary=canary, versions=(1, 2, 3), runtime={"replicas": 10})
+    world.step()
+    assert pods(world)[1] == 10
+    world.settle()
+    assert pods(world)[1] == 10, "version 1 has gone through the steps and has all the traffic again"
+    assert world.weights == {1: 100}
+
+
+def test_a_canary_without_stable_that_is_to_have_less_keeps_its_pods_until_stable_is_there() -> None:
+    world = ten()
+    world.settle()
+    assert pods(world) == {2: 10}
+    commit(world, versions=(1, 2, 3), runtime={"replicas": 10}, steps=[{"weight": 10, "hold": "Indefinite"}])
+    world.step()
+    assert pods(world) == {1: 10, 2: 10}
+    world.settle()
+    assert (world.weights, pods(world)) == ({1: 90, 2: 10}, {1: 10, 2: 1})
+
+
+def scarce(**more: Any) -> World:
+    steps = [{"weight": 25, "hold": "1m"}, {"weight": 75, "hold": "1h"}, {"weight": 100}]
+    world = World(spec(1, 2, runtime={"replicas": 4}))
+    world.settle()
+    commit(world, runtime={"replicas": 4}, surge="WithinReplicas", steps=steps, **more)
+    return world
+
+
+def test_within_replicas_pods_move_half_way_before_the_traffic_and_never_exceed_the_number() -> None:
+    world, seen = scarce(), []
+    for _ in range(80):
+        world.step()
+        now = (world.weights.get(2, 0), pods(world).get(1, 0), pods(world).get(2, 0))
+        if not seen or seen[-1] != now:
+            seen.append(now)
+        assert sum(pods(world).values()) <= 4
+        world.go_well()
+        world.feed((3600, 0), (400, 0), seconds=60)
+    # The canary's share, stable's pods, the canary's pods.
+    assert seen == [(0, 3, 1), (25, 3, 1), (25, 2, 2), (75, 2, 2), (75, 1, 3), (100, 1, 3), (100, 0, 3), (100, 0, 4)]
+
+
+@pytest.mark.parametrize("how", ["abort", "revert", "revert without rollout"])
+def test_within_replicas_stable_takes_all_with_the_pods_it_has_and_gets_the_others_at_once(how: str) -> None:
+    """On a full cluster its other pods could not start before the canary's have gone, and these have all the traffic."""
+    world = scarce()
+    until_accepted(world, 25)
+    go_through(world, 70)
+    until_accepted(world, 75)
+    world.step()
+    world.go_well()
+    assert pods(world) == {1: 1, 2: 3}
+    if how == "abort":
+        world.feed(canary=(100, 100))
+    else:
+        commit(world, canary=None, runtime={"replicas": 4}, surge="WithinReplicas")
+        if how != "revert":
+            world.spec = world.spec.model_copy(update={"rollout": None})
+    world.step()
+    assert world.weights == {1: 100}
+    assert pods(world) == {1: 1, 2: 3}
+    world.accept()
+    world.now += timedelta(seconds=12)
+    for _ in range(4):
+        world.step()
+        world.now += timedelta(seconds=12)
+        world.accept()
+    assert pods(world) == {1: 4}, "neither inspectFor nor scaleDownDelay keeps the places"
+
+
+def test_an_abort_is_carried_out_by_whatever_pods_stable_has() -> None:
+    world = ten(steps=[{"weight": 60, "hold": "1h"}, {"weight": 100}])
+    until_accepted(world, 60)
+    world.ready(1, 3)
+    world.feed(canary=(100, 100))
+    world.step()
+    assert world.weights == {1: 100}
+
+
+def test_an_abort_that_stable_cannot_take_says_so() -> None:
+    world = ten(steps=[{"weight": 60, "hold": "1h"}, {"weight": 100}])
+    until_accepted(world, 60)
+    world.ready(1, 0)
+    world.feed(stable=(0, 0), canary=(1000, 1000))
+    world.ready(1, 0)
+    world.feed(stable=(900, 0), canary=(1000, 1000))
+    world.step()
+    assert world.weights == {1: 40, 2: 60}
+    assert "keeps 60 % of the traffic until version 1 has a ready pod" in message(world)
+    world.ready(1, 1)
+    world.step()
+    assert world.weights == {1: 100}
+
+
+def test_a_promotion_waits_for_half_of_the_pods_at_least_however_long_it_takes() -> None:
+    world = ten()
+    until_accepted(world, 5)
+    commit(world, stable=2, canary=None, versions=(1, 2, 3), runtime={"replicas": 10})
+    world.step()
+    world.ready(2, 4, deadline_exceeded=True)
+    world.step()
+    assert world.weights == {1: 95, 2: 5}, "version 1's ten pods are well"
+    world.ready(2, 5, deadline_exceeded=True)
+    world.step()
+    assert world.weights == {2: 100}
+
+
+# --- always judged -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_canary_is_judged_while_its_next_step_waits_for_pods() -> None:
+    world = ten()
+    until_accepted(world, 5)
+    go_through(world, 125)
+    assert world.status.step is not None
+    assert (world.status.step.weight, world.weights) == (50, {1: 95, 2: 5})
+    world.accept()
+    go_through(world, 9, canary=(50, 50))
+    assert world.weights == {1: 100}
+    assert world.ready_condition() == ("False", "ErrorRateHigher")
+
+
+def test_a_canary_is_judged_while_the_gateway_does_not_answer() -> None:
+    world = at_50()
+    world.gateway_accepts = False
+    commit(world, steps=[{"weight": 60, "hold": "1m"}, {"weight": 100}])
+    for _ in range(3):
+        world.step()
+        world.go_well_except_pods()
+    assert world.route is not None
+    assert not world.route.accepted
+    go_through(world, 30, canary=(500, 500))
+    assert world.ready_condition() == ("False", "ErrorRateHigher")
+
+
+def test_an_operator_that_started_just_before_the_end_of_a_hold_passes_nothing_on_anothers_evidence() -> None:
+    world = releasing()
+    until_accepted(world, 5)
+    go_through(world, 117)
+    world.now += timedelta(seconds=20)
+    world.restart()
+    world.step()
+    assert world.weights == {1: 95, 2: 5}
+    go_through(world, 57)
+    assert world.weights == {1: 95, 2: 5}, "a minute of its own"
+    go_through(world, 9)
+    assert world.status.step is not None
+    assert world.status.step.weight == 50
+
+
+def test_an_abort_is_filed_against_the_runtime_that_ran_and_the_mended_one_is_tried() -> None:
+    world = at_50()
+    commit(world, runtime={"image": "triton:mended"})
+    world.feed(canary=(100, 100))
+    world.step()
+    world.settle()
+    assert world.weights == {2: 100}, "what the former pods did is not held against the mended ones"
+    assert world.status.aborted == []
+
+
+def test_another_runtime_is_judged_anew_from_the_step_it_is_at() -> None:
+    world = at_50()
+    go_through(world, 9, canary=(100, 1))
+    commit(world, runtime={"image": "triton:other"})
+    world.step()
+    evidence, step = world.status.evidence, world.status.step
+    assert evidence is not None
+    assert step is not None
+    assert (evidence.errors, evidence.canary.requests) == ([], 0)
+    assert (step.weight, step.accepted_at, world.weights) == (50, None, {1: 50, 2: 50})
+    world.settle()
+    assert world.weights == {2: 100}
+
+
+def blind(world: World, minutes: int) -> None:
+    """The operator looks, and sees nothing."""
+    assert world.gathered is not None
+    world.gathered = replace(world.gathered, batches=(), trouble="pod digits-v2-a does not answer")
+    for _ in range(minutes * 4):
+        world.now += timedelta(seconds=15)
+        world.step()
+
+
+@pytest.mark.parametrize("steps", [[{"weight": 10, "hold": "Indefinite"}], [{"weight": 10, "hold": "24h"}, {"weight": 100}]])
+def test_a_canary_that_cannot_be_seen_does_not_look_well(steps: list[dict[str, Any]]) -> None:
+    world = releasing(steps=steps)
+    until_accepted(world, 10)
+    go_through(world, 30)
+    blind(world, 2)
+    assert world.ready_condition() == ("False", "NoEvidence")
+    assert "does not answer" in message(world)
+    assert world.status.condition("Stalled") is None
+    blind(world, 12)
+    assert world.status.condition("Stalled") is not None
+    assert world.weights == {1: 90, 2: 10}
+    go_through(world, 6)
+    assert world.ready_condition()[1] in ("SplitHeld", "Holding")
+
+
+# --- times -------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_short_loss_of_readiness_while_more_pods_start_is_a_short_one() -> None:
+    world = ten()
+    until_accepted(world, 5)
+    go_through(world, 125)
+    world.now += timedelta(minutes=2)
+    world.step()
+    world.ready(2, 0, trouble=PodTrouble("NotReady", "pod digits-v2-a: not ready"))
+    world.step()
+    world.now += timedelta(seconds=20)
+    world.step()
+    assert world.status.aborted == []
+    world.now += timedelta(seconds=20)
+    world.step()
+    assert world.ready_condition() == ("False", "ReadinessLost")
+
+
+def test_what_a_pod_did_before_the_retry_does_not_condemn_it() -> None:
+    world = releasing()
+    until_accepted(world, 5)
+    crash = PodTrouble("CrashLoop", "pod digits-v2-a: triton crashes again and again", world.now)
+    world.ready(2, 0, trouble=crash)
+    world.step()
+    assert world.ready_condition() == ("False", "CrashLoop")
+    world.now += timedelta(minutes=1)
+    commit(world, retryAt="2026-02-01T00:00:00Z")
+    world.step()
+    assert world.status.aborted == [], "it waits out its back-off"
+    world.ready(2, 0, trouble=replace(crash, at=world.now + timedelta(seconds=9)))
+    world.now += timedelta(seconds=10)
+    world.step()
+    assert world.ready_condition() == ("False", "CrashLoop")
+
+
+def test_a_release_in_one_commit_that_was_aborted_and_reverted_is_still_aborted_when_it_comes_back() -> None:
+    world = aborted()
+    commit(world, canary=None, versions=(1,))
+    world.settle()
+    commit(world)
+    world.settle()
+    assert world.weights == {1: 100}
+    assert world.ready_condition() == ("False", "ErrorRateHigher")
+
+
+def test_the_deadline_of_a_canary_is_its_own_and_is_for_reaching_a_step() -> None:
+    world = releasing(progressDeadline="1h")
+    world.step()
+    world.go_well_except_pods()
+    world.step()
+    world.ready(2, 0, deadline_exceeded=True)
+    world.step()
+    assert world.ready_condition() == ("False", "Starting"), "the Deployment's ten minutes are none of the rollout's"
+    world = ten()
+    world.settle()
+    world.ready(2, 9, trouble=PodTrouble("Unschedulable", "pod digits-v2-a: no node"))
+    for _ in range(60):
+        world.step()
+        world.now += timedelta(minutes=1)
+    assert world.status.aborted == [], "it has reached its last step, and nine pods answer"
+    assert world.ready_condition() == ("False", "Starting")
+
+
+def test_nothing_is_mirrored_to_a_canary_that_has_everything() -> None:
+    world = releasing(traffic={"mirror": {"percent": 50}})
+    world.settle()
+    assert world.weights == {2: 100}
+    assert copies(world) == []
+
+
+def test_an_aborted_canary_that_is_left_in_git_does_not_keep_stable_from_shrinking() -> None:
+    scaling = {"minReplicas": 2, "maxReplicas": 10, "targetCPUUtilizationPercentage": 80}
+    runtime = {"autoscaling": scaling, "resources": {"requests": {"cpu": 1}}}
+    world = World(spec(1, 2, runtime=runtime))
+    world.settle()
+    commit(world, runtime=runtime, steps=[{"weight": 5, "hold": "1h"}, {"weight": 100}])
+    until_accepted(world, 5)
+    world.feed(canary=(100, 100))
+    world.step()
+    world.servings[1] = replace(world.servings[1], replicas=9, ready=9, updated=9, total=9)
+    world.step()
+    assert world.autoscalers["digits-v1"]["minReplicas"] == 2

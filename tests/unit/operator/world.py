@@ -6,6 +6,7 @@ Those are tested on the real cluster in tests/e2e.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -135,17 +136,25 @@ class World:
         """The operator dies and starts again: what it had gathered and not written down is lost."""
         self.gathered, self.gathering_since = None, self.now
 
-    def settle(self, passes: int = 120) -> None:
-        """Let everything go well, time and traffic included, until a pass changes nothing and waits for nothing."""
+    def settle(self, passes: int = 240) -> None:
+        """Let everything go well, time and traffic included, until a pass changes nothing and waits for nothing.
+
+        A canary that is held is judged for ever: that nothing has moved for a while is the end of it.
+        """
+        idle = 0
         for _ in range(passes):
             before = self.status
             decided = self.step()
             moved = self.go_well()
             if decided.actions or moved or (self.status.step, self.status.conditions) != (before.step, before.conditions):
+                idle = 0
                 continue
-            if decided.aim is not None and decided.wake_at is not None:
+            idle += 1
+            if decided.aim is not None and decided.wake_at is not None and idle < 30:
                 self.feed((3600, 0), (400, 0), seconds=30)
                 continue
+            if decided.aim is not None:
+                return
             if decided.wake_at is None:
                 return
             self.now = max(self.now + timedelta(seconds=1), decided.wake_at)
@@ -217,7 +226,12 @@ class World:
                 getattr(self, "_apply_" + body["kind"].lower())(body, body["metadata"])
             case Scale(name=name, replicas=replicas):
                 version = int(name.rsplit("v", 1)[1])
-                self.servings[version] = replace(self.servings[version], replicas=replicas)
+                former = self.servings[version]
+                needed = math.ceil(self.spec.runtime.replicas * self.weights.get(version, 0) / 100)
+                within = self.spec.rollout is not None and self.spec.rollout.surge == "WithinReplicas"
+                assert replicas >= min(needed, former.replicas) or within, f"version {version} has traffic for {needed} pods"
+                left = {field: min(replicas, getattr(former, field)) for field in ("ready", "updated", "total")}
+                self.servings[version] = replace(former, replicas=replicas, **left)
             case Delete(kind="Job", name=name):
                 self.jobs.pop(name, None)
             case Delete(kind="Deployment", name=name):
