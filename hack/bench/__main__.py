@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench import journey, settled
+from bench import cutoff, journey, settled
 from devcluster import Cluster
 from devcluster.release import install
 
@@ -18,6 +18,7 @@ def main(name: Annotated[str, typer.Option(help="the cluster's name")] = "bench"
     try:
         install(cluster)
         print(json.dumps(journey.measure(cluster), indent=1), flush=True)
+        print(json.dumps(cutoff.measure(cluster), indent=1), flush=True)
     finally:
         if not keep:
             cluster.down()

@@ -63,7 +63,10 @@ def logs_of(cluster: str) -> Path:
 def play(stage: Stage, scenario: Scenario) -> Result:
     console.print(f"[bold]{scenario.name}[/]: {scenario.done}", soft_wrap=True)
     seen, broken = "", ""
-    stage.settle()
+    try:
+        stage.settle()
+    except TimeoutError as error:
+        return Result(scenario, 0, 0, 0.0, "", f"what the scenario before has left cannot be settled: {error}")
     began = time.monotonic()
     with stage.under_load():
         try:

@@ -15,8 +15,9 @@ MOST = 80
 
 def kill_at_every_write(stage: Stage) -> str:
     """Releases to and fro: each makes the other version a canary, promotes it, and waits until the former one is gone."""
+    # While there is an operator yet: what the scenario before has left is its to take away.
+    stage.wait_gone(2)
     with stage.operator_away():
-        stage.wait_gone(2)
         # What an undisturbed release to this version leaves behind.
         wanted: dict[int, dict[str, Any]] = {}
         stable = 1

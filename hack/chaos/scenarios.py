@@ -160,9 +160,10 @@ def upgrade_operator(stage: Stage) -> str:
         install(stage.cluster, *others, "log.level=DEBUG", "podAnnotations.upgrade=yes", wait=False)
         stage.wait_served(split=True)
         kept = stage.uids()
-        stage.serve(2)
+        # Long enough to stay: a version 1 that is started anew by the operator with the other images could not be pulled.
+        stage.serve(2, scaleDownDelay="10m")
         install(stage.cluster, wait=False)
-        stage.serve(1)
+        stage.serve(1, scaleDownDelay="10m")
         expect(stage.uids() == kept, "no pod was replaced")
     finally:
         install(stage.cluster)

@@ -108,9 +108,9 @@ class Stage:
         rollout = {"steps": [{"weight": CANARY_WEIGHT, "hold": "Indefinite"}], "scaleDownDelay": "10s"} | rollout
         self.tenant.apply(deployment(self.tenant, self.entries, stable, canary, NAME, runtime=runtime, rollout=rollout))
 
-    def serve(self, stable: int, canary: int | None = None, env: dict[str, str] | None = None) -> None:
+    def serve(self, stable: int, canary: int | None = None, env: dict[str, str] | None = None, **rollout: Any) -> None:
         """Apply, and wait until it is so."""
-        self.apply(stable, canary, env)
+        self.apply(stable, canary, env, **rollout)
         self.wait_served(canary is not None)
 
     def wait_served(self, split: bool) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Event, Thread
 from typing import Any
+
+import pytest
 
 from demo.digits import held_out
 from demo.load import Answer, Load
@@ -19,6 +20,7 @@ from faults.publish import publish
 
 from .conftest import deployment, upload_digits
 from .test_journey import host, kill_operator
+from .watching import Watch
 
 STEPS = [{"weight": 20, "hold": "10s"}, {"weight": 60, "hold": "5s"}, {"weight": 100}]
 ANALYSIS = {"maxErrorRate": "0.1"}
@@ -35,48 +37,8 @@ def load(tenant: Tenant, **more: Any) -> Iterator[Load]:
         yield running
 
 
-class Watch:
-    """The route's weights as they change, from the API server's own watch, and what must hold of them."""
-
-    def __init__(self, tenant: Tenant) -> None:
-        self.seen: list[dict[str, int]] = []
-        self._tenant, self._stop = tenant, Event()
-        self._thread = Thread(target=self._look, daemon=True)
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(10)
-
-    def _look(self) -> None:
-        while not self._stop.wait(0.1):
-            route = self._tenant.get("httproute", "digits")
-            for rule in (route or {}).get("spec", {}).get("rules", []):
-                weights = {b["name"][-1]: b["weight"] for b in rule["backendRefs"]}
-                if not self.seen or self.seen[-1] != weights:
-                    self.seen.append(weights)
-
-    def check(self) -> None:
-        assert self.seen
-        for weights in self.seen:
-            assert sum(weights.values()) == 100, self.seen
-            assert len([w for w in weights.values() if w]) <= 2, self.seen
-
-
 def failed(answers: list[Answer]) -> list[Answer]:
     return [a for a in answers if not a.ok]
-
-
-def canary_shares(watch: Watch) -> list[int]:
-    shares: list[int] = []
-    for weights in watch.seen:
-        share = weights.get("2", 0)
-        if not shares or shares[-1] != share:
-            shares.append(share)
-    return shares
 
 
 def test_a_healthy_canary_goes_through_its_steps_by_itself_even_when_the_operator_is_killed(tenant: Tenant) -> None:
@@ -94,7 +56,7 @@ def test_a_healthy_canary_goes_through_its_steps_by_itself_even_when_the_operato
         tenant.apply(deployment(tenant, entries, stable=2, rollout=rollout()))
         tenant.wait_ready("digits", "Serving")
     watch.check()
-    assert canary_shares(watch) == [0, 20, 60, 100]
+    assert watch.shares(2) == [0, 20, 60, 100]
     assert failed(running.results()) == []
     status = tenant.status("digits")
     assert [(h["version"], h["outcome"]) for h in status["history"]] == [(2, "Promoted")]
@@ -118,7 +80,7 @@ def test_a_canary_that_fails_on_some_requests_is_gone_in_seconds_and_not_tried_a
         tenant.apply(manifest)
         time.sleep(3)
     watch.check()
-    assert canary_shares(watch) == [0, 20, 0]
+    assert watch.shares(2) == [0, 20, 0]
     assert [a for a in failed(running.results()) if a.sent > gone] == [], "stable has all traffic again"
     status = tenant.status("digits")
     (aborted,) = status["aborted"]
@@ -143,7 +105,7 @@ def test_a_canary_whose_answers_differ_from_the_checkpoints_is_aborted_before_a_
     with Watch(tenant) as watch, load(tenant) as running:
         tenant.apply(manifest)
         condition = tenant.wait_reason("digits", "GoldenMismatch", timeout=120)
-    assert canary_shares(watch) == [0]
+    assert watch.shares(2) == [0]
     assert failed(running.results()) == []
     assert condition["status"] == "False"
     assert "largest error" in condition["message"], "the figures stand in the message"
@@ -173,3 +135,31 @@ def test_too_little_traffic_pauses_a_step_and_says_how_much_is_missing(tenant: T
     with load(tenant) as running:
         tenant.wait_ready("digits", "AwaitingPromotion", 90)
     assert failed(running.results()) == []
+
+
+@pytest.mark.parametrize(
+    ("instances", "runtime", "reason", "words"),
+    [
+        pytest.param(16, {"resources": {"limits": {"memory": "256Mi"}}}, "OutOfMemory", "killed for want of memory", id="memory"),
+        pytest.param(8, {"sharedMemorySize": "4Mi"}, "CrashLoop", "failed to load all models", id="crash"),
+    ],
+)
+def test_a_canary_that_its_pods_cannot_carry_is_aborted_with_their_own_words(
+    tenant: Tenant, instances: int, runtime: dict[str, Any], reason: str, words: str
+) -> None:
+    """It has more instances of its model than there is memory for, or shared memory, for want of which Triton ends by itself."""
+    entries = upload_digits(tenant)
+    entries[1]["triton"]["instanceCount"] = instances
+    runtime = {"terminationGracePeriodSeconds": 30, **runtime}
+    tenant.apply(deployment(tenant, entries, runtime=runtime))
+    tenant.wait_ready("digits", "Serving")
+    (stable,) = tenant.list("pods", "serving.perch.dev/component=triton")
+    with Watch(tenant) as watch, load(tenant) as running:
+        tenant.apply(deployment(tenant, entries, canary=2, runtime=runtime, rollout=rollout()))
+        condition = tenant.wait_reason("digits", reason, timeout=150)
+    assert "pod digits-v2-" in condition["message"]
+    assert words in condition["message"]
+    assert watch.shares(2) == [0]
+    assert failed(running.results()) == []
+    still = tenant.get("pod", stable["metadata"]["name"]) or {}
+    assert [s["restartCount"] for s in still["status"]["containerStatuses"]] == [0, 0]
