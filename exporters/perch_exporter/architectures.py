@@ -1,7 +1,7 @@
 """Architectures by name: what `convert` builds before the checkpoint's weights go in. Needs torch.
 
-`lenet5` is ours; `torchvision:<name>` is any classification model of torchvision, always with weights=None: nothing is
-ever downloaded here.
+`lenet5` and `zfnet` are ours; `torchvision:<name>` is any classification model of torchvision, always with weights=None:
+nothing is ever downloaded here.
 """
 
 from __future__ import annotations
@@ -47,6 +47,75 @@ class LeNet5(nn.Module):  # type: ignore[misc]  # torch is not where types are c
         return logits
 
 
+class ZFNet(nn.Module):  # type: ignore[misc]  # torch is not where types are checked
+    """ZFNet for 224x224 colour images: float32 [N, 3, 224, 224] to logits [N, num_classes].
+
+    Zeiler, Fergus: "Visualizing and Understanding Convolutional Networks", ECCV 2014, figure 3. The paper's contrast
+    normalization across feature maps is AlexNet's local response normalization, with AlexNet's constants.
+    """
+
+    def __init__(self, num_classes: int = 1000) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 96, kernel_size=7, stride=2, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2, padding=1),
+            nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0),
+            nn.Conv2d(96, 256, kernel_size=5, stride=2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2, padding=1),
+            nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0),
+            nn.Conv2d(256, 384, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(384, 384, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(384, 256, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2),
+        )
+        self.classifier = nn.Sequential(
+            nn.Linear(256 * 6 * 6, 4096),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(4096, 4096),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(4096, num_classes),
+        )
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classifier(self.features(image).flatten(1))
+        return logits
+
+
+_OURS: dict[str, type[nn.Module]] = {"lenet5": LeNet5, "zfnet": ZFNet}
+
+
+def cut(model: nn.Module, layer: str) -> nn.Module:
+    """A module that gives what `layer` gives, and ends there. Raises InvalidParameters, naming the layers that there are."""
+    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+    names = get_graph_node_names(model)[1]
+    if layer not in names:
+        near = difflib.get_close_matches(layer, names, n=3) or names[-8:]
+        raise StepFailed(
+            Reason.INVALID_PARAMETERS, f"architecture.layer {layer} is no layer of the network; there are {', '.join(near)}"
+        )
+    return _Single(create_feature_extractor(model, [layer])).eval()
+
+
+class _Single(nn.Module):  # type: ignore[misc]
+    """The one output of a feature extractor, without the dict around it."""
+
+    def __init__(self, extractor: nn.Module) -> None:
+        super().__init__()
+        self.extractor = extractor
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        (features,) = self.extractor(image).values()
+        return features
+
+
 def build_model(architecture: Architecture, checkpoint_keys: Collection[str]) -> nn.Module:
     """The module in eval mode, with weights of no meaning. Raises UnknownArchitecture or InvalidParameters.
 
@@ -71,15 +140,17 @@ def build_model(architecture: Architecture, checkpoint_keys: Collection[str]) ->
 
 
 def _factory(name: str) -> Callable[..., nn.Module]:
-    if name == "lenet5":
-        return LeNet5
+    if name in _OURS:
+        return _OURS[name]
     import torchvision.models
 
     known = torchvision.models.list_models(module=torchvision.models)
     short = name.removeprefix(TORCHVISION)
     if short not in known:
         near = difflib.get_close_matches(short, known, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are lenet5 and torchvision:<{', '.join(known)}>"
+        hint = (
+            f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(_OURS)} and torchvision:<{', '.join(known)}>"
+        )
         raise StepFailed(
             Reason.UNKNOWN_ARCHITECTURE,
             f"torchvision {torchvision.__version__} has no classification model named {short}; {hint}",
@@ -91,8 +162,8 @@ def _factory(name: str) -> Callable[..., nn.Module]:
 def _refuse_unknown(architecture: Architecture, factory: Callable[..., Any], arguments: Collection[str]) -> None:
     """torchvision's builders end in **kwargs: some swallow what they do not know, so nothing odd may reach them."""
     refused = sorted(_OURS_TO_SET.intersection(arguments))
-    if factory is LeNet5:
-        refused += sorted(set(arguments) - set(inspect.signature(LeNet5).parameters))
+    if factory in _OURS.values():
+        refused += sorted(set(arguments) - set(inspect.signature(factory).parameters))
     if refused:
         raise StepFailed(
             Reason.INVALID_PARAMETERS,

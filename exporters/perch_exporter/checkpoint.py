@@ -6,6 +6,7 @@ else. What it refuses is refused: there is no fallback here, and there must neve
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 import zipfile
@@ -20,29 +21,65 @@ from torch import nn
 from perch_exporter.contract import CheckpointFormat, Reason
 from perch_exporter.failure import StepFailed
 
+log = logging.getLogger(__name__)
+
 StateDict = Mapping[str, torch.Tensor]
+
+_WRAPPERS = ("module.", "_orig_mod.")
 
 _NAMED_AT_MOST = 6
 _COUNTER = "num_batches_tracked"
 
 
-def read_state_dict(path: Path, form: CheckpointFormat) -> StateDict:
-    """Tensors by name, mapped from the file where its form allows. Raises UnsafeCheckpoint or CheckpointUnreadable."""
+def read_state_dict(path: Path, form: CheckpointFormat, key: str | None = None) -> StateDict:
+    """Tensors by name, mapped from the file where its form allows; `key`: where a training checkpoint keeps them.
+
+    Raises UnsafeCheckpoint or CheckpointUnreadable.
+    """
     content = _read_safetensors(path) if form is CheckpointFormat.SAFE_TENSORS else _read_pickle(path)
+    if key is not None:
+        content = _under(content, key)
     if not isinstance(content, Mapping) or not content:
         raise StepFailed(
             Reason.CHECKPOINT_UNREADABLE,
             f"the checkpoint holds {_kind(content)} and not a state dict; save model.state_dict()",
         )
-    strangers = [str(key) for key, value in content.items() if not _usable(key, value)]
+    strangers = [str(name) for name, value in content.items() if not _usable(name, value)]
     if strangers:
+        inside = _state_dicts(content)
+        way_out = (
+            f"set checkpoint.stateDictKey to {' or '.join(inside)}, where it keeps tensors"
+            if inside and key is None
+            else "save model.state_dict() alone, without optimizer or epoch around it"
+        )
         raise StepFailed(
             Reason.CHECKPOINT_UNREADABLE,
             f"the checkpoint is not a plain state dict: {_some(strangers)} "
-            f"{'is' if len(strangers) == 1 else 'are'} no dense tensor under a text key; "
-            "save model.state_dict() alone, without optimizer or epoch around it",
+            f"{'is' if len(strangers) == 1 else 'are'} no dense tensor under a text key; {way_out}",
         )
     return content
+
+
+def _under(content: object, key: str) -> object:
+    if isinstance(content, Mapping) and key in content:
+        return content[key]
+    inside = _state_dicts(content)
+    if inside:
+        there = f"it keeps tensors under {' and '.join(inside)}"
+    elif isinstance(content, Mapping) and content and all(_usable(name, value) for name, value in content.items()):
+        there = "it is a plain state dict: leave stateDictKey out"
+    else:
+        names = _some([str(name) for name in content]) if isinstance(content, Mapping) else ""
+        there = f"it has {names}" if names else f"it holds {_kind(content)}"
+    raise StepFailed(Reason.CHECKPOINT_UNREADABLE, f"the checkpoint has nothing under checkpoint.stateDictKey {key}; {there}")
+
+
+def _state_dicts(content: object) -> list[str]:
+    """Keys under which a state dict lies."""
+    if not isinstance(content, Mapping):
+        return []
+    found = [(name, part) for name, part in content.items() if isinstance(name, str) and isinstance(part, Mapping) and part]
+    return [name for name, part in found if all(_usable(inner, value) for inner, value in part.items())][:_NAMED_AT_MOST]
 
 
 def _usable(key: object, value: object) -> bool:
@@ -96,6 +133,7 @@ def load_model(build: Callable[[], nn.Module], weights: StateDict) -> nn.Module:
     with torch.device("meta"):
         model = build()
     expected = model.state_dict()
+    weights = _unwrap(weights, expected)
     state = {key: value for key, value in weights.items() if not key.endswith(_COUNTER) or key in expected}
     # Batch norm's counter serves training only, and old checkpoints lack it.
     state |= {key: torch.tensor(0) for key in expected if key.endswith(_COUNTER) and key not in state}
@@ -108,6 +146,15 @@ def load_model(build: Callable[[], nn.Module], weights: StateDict) -> nn.Module:
     return model.float().eval()
 
 
+def _unwrap(weights: StateDict, expected: StateDict) -> StateDict:
+    """Without what DataParallel, DistributedDataParallel and torch.compile put before every key, where all keys have it."""
+    for prefix in _WRAPPERS * 2:
+        if all(key.startswith(prefix) for key in weights) and not any(key.startswith(prefix) for key in expected):
+            log.info("every key of the checkpoint begins with %s, which is stripped", prefix)
+            weights = {key.removeprefix(prefix): tensor for key, tensor in weights.items()}
+    return weights
+
+
 def _compare(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> None:
     missing = [key for key in expected if key not in given]
     unexpected = [key for key in given if key not in expected]
@@ -116,7 +163,7 @@ def _compare(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[
         parts = [
             f"{len(keys)} {name} ({_some(keys)})" for name, keys in (("missing", missing), ("unexpected", unexpected)) if keys
         ]
-        hint = "; all its keys begin with module., strip that before saving" if _wrapped(unexpected) else ""
+        hint = f"; all of the unexpected ones begin with {prefix}" if (prefix := _common_prefix(unexpected)) else ""
         raise StepFailed(
             Reason.CHECKPOINT_MISMATCH,
             f"the checkpoint's keys are not the architecture's: {' and '.join(parts)}{hint}",
@@ -138,8 +185,10 @@ def _shapes_differ(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, 
     return f"the checkpoint's shapes are not the architecture's: {_some(shapes)}"
 
 
-def _wrapped(keys: list[str]) -> bool:
-    return bool(keys) and all(key.startswith("module.") for key in keys)
+def _common_prefix(keys: list[str]) -> str:
+    """The first part of their names, up to a dot, where two keys or more have the same."""
+    first = {key.partition(".")[0] for key in keys}
+    return f"{first.pop()}." if len(first) == 1 and len(keys) > 1 and all("." in key for key in keys) else ""
 
 
 def _some(names: list[str]) -> str:

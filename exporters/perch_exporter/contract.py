@@ -110,6 +110,14 @@ class CheckpointFormat(StrEnum):
 class Checkpoint(Location):
     format: CheckpointFormat
     sha256: Sha256
+    state_dict_key: Annotated[str, _text(r"^[A-Za-z0-9_.-]+$", 128)] | None = None
+    """Where a training checkpoint keeps the state dict."""
+
+    @model_validator(mode="after")
+    def _key_in_a_pickle(self) -> Self:
+        if self.state_dict_key is not None and self.format is not CheckpointFormat.STATE_DICT:
+            raise ValueError(f"stateDictKey is for format StateDict alone, not for {self.format}")
+        return self
 
 
 ParameterValue = StrictBool | StrictInt | StrictFloat | StrictStr
@@ -117,9 +125,13 @@ ParameterName = Annotated[str, _text(r"^[a-z][A-Za-z0-9]*$", 64)]
 
 
 class Architecture(_Contract):
-    """`lenet5`, or `torchvision:<name>`. Parameters are the constructor's, in camelCase: numClasses for num_classes."""
+    """`lenet5`, `zfnet`, or `torchvision:<name>`. Parameters are the constructor's, in camelCase: numClasses for num_classes.
 
-    name: Annotated[str, _text(r"^(lenet5|torchvision:[a-z0-9_]+)$", 128)]
+    `layer`: serve what this layer gives in place of the network's own answer.
+    """
+
+    name: Annotated[str, _text(r"^(lenet5|zfnet|torchvision:[a-z0-9_]+)$", 128)]
+    layer: Annotated[str, _text(r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*$", 128)] | None = None
     parameters: Annotated[Mapping[ParameterName, ParameterValue], Field(max_length=32)] = Field(default_factory=dict)
 
 

@@ -17,7 +17,7 @@ import onnxruntime
 import torch
 from torch import nn
 
-from perch_exporter.architectures import build_model
+from perch_exporter.architectures import build_model, cut
 from perch_exporter.checkpoint import load_model, read_state_dict
 from perch_exporter.contract import ExportRequest, Figures, Parity, Reason, TensorSpec, Tooling, Verdict
 from perch_exporter.failure import StepFailed
@@ -39,9 +39,11 @@ def convert(request: ExportRequest, workspace: Workspace) -> None:
     """Writes model.onnx, golden.npz and figures.json. Raises StepFailed; nothing usable is left behind then."""
     started = time.monotonic()
     workspace.output.mkdir(parents=True, exist_ok=True)
-    weights = read_state_dict(workspace.checkpoint, request.checkpoint.format)
+    weights = read_state_dict(workspace.checkpoint, request.checkpoint.format, request.checkpoint.state_dict_key)
     log.info("read %d tensors from the checkpoint", len(weights))
     model = load_model(lambda: build_model(request.architecture, weights.keys()), weights)
+    if request.architecture.layer is not None:
+        model = cut(model, request.architecture.layer)
     golden = _golden(request, model)
     save_golden(golden, workspace.output / GOLDEN)
     log.info("the checkpoint answers to %d samples", golden.samples)

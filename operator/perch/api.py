@@ -244,6 +244,15 @@ class Repository(Model):
 class Checkpoint(Model):
     """A trained PyTorch checkpoint in an object store."""
 
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            (
+                "!has(self.stateDictKey) || self.format == 'StateDict'",
+                "remove stateDictKey, or say format: StateDict: a SafeTensors file holds tensors and nothing around them",
+                ".stateDictKey",
+            ),
+        )
+    )
     uri: S3Object = Field(description="The checkpoint object, such as s3://checkpoints/digits/v1.pt.")
     format: Literal["StateDict", "SafeTensors"] = Field(
         description="StateDict: torch.save(model.state_dict()), loaded with weights_only. SafeTensors: a .safetensors file."
@@ -253,6 +262,14 @@ class Checkpoint(Model):
         max_length=80,
         json_schema_extra=_refusal("write the 64 lower-case hex digits that `sha256sum FILE` prints"),
         description="SHA-256 of the object, 64 lower-case hex digits (sha256sum FILE). Checked before a byte is parsed.",
+    )
+    state_dict_key: str | None = Field(
+        None,
+        max_length=128,
+        pattern=r"^[A-Za-z0-9_.-]+$",
+        json_schema_extra=_refusal("write the key under which the training checkpoint keeps the state dict, such as state_dict"),
+        description="Where the file is a whole training checkpoint: the key under which it keeps the state dict, such as "
+        "state_dict or model. Only tensors and plain containers are read, whatever else lies beside it.",
     )
     endpoint: HttpUri | None = Field(None, description="Another S3 endpoint than repository.endpoint, if it lies elsewhere.")
     region: Region | None = Field(None, description="Region, if not repository.region.")
@@ -276,11 +293,19 @@ class Architecture(Model):
 
     name: str = Field(
         max_length=128,
-        pattern=r"^(lenet5|torchvision:[a-z][a-z0-9_]*)$",
-        json_schema_extra=_refusal("name an architecture: lenet5, or torchvision:<name>, such as torchvision:resnet18"),
-        description="lenet5, or torchvision:<name> for torchvision's classification models, such as torchvision:resnet18.",
+        pattern=r"^(lenet5|zfnet|torchvision:[a-z][a-z0-9_]*)$",
+        json_schema_extra=_refusal("name an architecture: lenet5, zfnet, or torchvision:<name>, such as torchvision:resnet18"),
+        description="lenet5, zfnet, or torchvision:<name> for torchvision's classification models, such as torchvision:resnet18.",
     )
     parameters: ArchitectureParameters | None = Field(None, description="Arguments of the network's constructor.")
+    layer: str | None = Field(
+        None,
+        max_length=128,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*$",
+        json_schema_extra=_refusal("write a layer's name as the network has it, such as flatten or features.12"),
+        description="Serve what this layer gives, in place of the network's answer: features of an image, to search by. Named as "
+        "torchvision's feature extraction names the layers, such as flatten for ResNets.",
+    )
 
 
 Dimension = Annotated[int, Field(ge=-1, le=65536, json_schema_extra={"format": "int32"})]

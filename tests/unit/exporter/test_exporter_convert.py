@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ import onnxruntime  # noqa: E402
 import safetensors.torch  # noqa: E402
 
 from perch_exporter import convert as convert_step  # noqa: E402
-from perch_exporter.architectures import LeNet5, build_model  # noqa: E402
+from perch_exporter.architectures import LeNet5, ZFNet, build_model, cut  # noqa: E402
 from perch_exporter.checkpoint import load_model, read_state_dict  # noqa: E402
 from perch_exporter.convert import ask, convert  # noqa: E402
 from perch_exporter.download import download  # noqa: E402
@@ -170,9 +171,9 @@ MISMATCHES: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
     ("keys are missing", lambda weights: weights.pop("f6.bias"), r"1 missing \(f6.bias\)"),
     ("keys are unexpected", lambda weights: weights.update(extra=torch.zeros(1)), r"1 unexpected \(extra\)"),
     (
-        "all keys begin with module.",
-        lambda weights: [weights.update({f"module.{key}": weights.pop(key)}) for key in list(weights)],
-        "begin with module.",
+        "all keys begin with a name that no wrapper has",
+        lambda weights: [weights.update({f"net.{key}": weights.pop(key)}) for key in list(weights)],
+        r"10 missing .* and 10 unexpected \(net.c1.weight.*begin with net\.$",
     ),
     (
         "the class count is another",
@@ -194,6 +195,86 @@ def test_a_checkpoint_does_not_fit_when(change: Callable[[dict[str, Any]], None]
     with pytest.raises(StepFailed, match=says) as caught:
         converted(file_request(tmp_path, saved(weights, tmp_path)), tmp_path)
     assert caught.value.reason is Reason.CHECKPOINT_MISMATCH
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_what_training_puts_before_every_key_is_stripped_and_said(prefix: str, lenet: Any, caplog: Any) -> None:
+    weights = {prefix + key: value for key, value in lenet.state_dict().items()}
+    with caplog.at_level("INFO"):
+        model = load_model(LeNet5, weights)
+    assert torch.equal(model.c1.weight, lenet.c1.weight)
+    assert "which is stripped" in caplog.text
+
+
+def test_a_prefix_that_the_network_itself_has_stays(lenet: Any) -> None:
+    network = torch.nn.Sequential()
+    network.add_module("module", lenet)
+    loaded = load_model(lambda: torch.nn.Sequential(OrderedDict(module=LeNet5())), network.state_dict())
+    assert torch.equal(loaded.module.c1.weight, lenet.c1.weight)
+
+
+def test_the_state_dict_of_a_training_checkpoint_is_read_from_under_its_key(lenet: Any, tmp_path: Path) -> None:
+    optimizer = torch.optim.Adam(lenet.parameters())
+    whole = {"epoch": 3, "state_dict": lenet.state_dict(), "optimizer": optimizer.state_dict(), "args": {"lr": 0.1}}
+    asked = file_request(tmp_path, saved(whole, tmp_path), checkpoint__stateDictKey="state_dict")
+    assert export(asked, tmp_path / "work").outcome is Outcome.PUBLISHED
+
+
+WRONG_KEYS = [
+    ("another key", {"epoch": 3, "model": {"w": torch.zeros(1)}}, "it keeps tensors under model"),
+    ("a plain state dict", {"w": torch.zeros(1)}, "leave stateDictKey out"),
+    ("no tensors at all", {"epoch": 3, "loss": 0.1}, "it has epoch, loss"),
+    ("a bare tensor", torch.zeros(3), "of type Tensor"),
+    ("something else under the key", {"state_dict": torch.zeros(3)}, "of type Tensor and not a state dict"),
+]
+
+
+@pytest.mark.parametrize(("content", "says"), [case[1:] for case in WRONG_KEYS], ids=[case[0] for case in WRONG_KEYS])
+def test_a_key_is_refused_for(content: Any, says: str, tmp_path: Path) -> None:
+    with pytest.raises(StepFailed) as caught:
+        read_state_dict(saved(content, tmp_path), CheckpointFormat.STATE_DICT, "state_dict")
+    assert caught.value.reason is Reason.CHECKPOINT_UNREADABLE
+    assert says in caught.value.message
+
+
+def test_zfnet_goes_the_whole_way(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = ZFNet(num_classes=5).eval()
+    picture = {"name": "image", "dataType": "FP32", "shape": [3, 224, 224]}
+    logits = {"name": "logits", "dataType": "FP32", "shape": [5]}
+    architecture = {"name": "zfnet", "parameters": {"numClasses": 5}}
+    asked = file_request(
+        tmp_path, saved(model.state_dict(), tmp_path), architecture=architecture, inputs=[picture], outputs=[logits]
+    )
+    summary = export(asked, tmp_path / "work")
+    assert summary.outcome is Outcome.PUBLISHED
+
+
+def test_a_layer_is_served_in_place_of_the_networks_answer(tmp_path: Path) -> None:
+    import torchvision.models
+
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(weights=None).eval()
+    picture = {"name": "image", "dataType": "FP32", "shape": [3, 64, 64]}
+    features = {"name": "features", "dataType": "FP32", "shape": [512]}
+    architecture = {"name": "torchvision:resnet18", "layer": "flatten"}
+    asked = file_request(
+        tmp_path, saved(model.state_dict(), tmp_path), architecture=architecture, inputs=[picture], outputs=[features]
+    )
+    session = onnxruntime.InferenceSession(converted(asked, tmp_path).output / MODEL)
+    images = np.random.default_rng(5).standard_normal((2, 3, 64, 64)).astype(np.float32)
+    model.fc = torch.nn.Identity()
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(images)).numpy()
+    actual = ask(session, ["features"], {"image": images}, 2)["features"]
+    assert np.abs(actual - expected).max() < 1e-4 * np.ptp(expected)
+
+
+def test_a_layer_that_is_not_there_is_refused_with_those_that_are() -> None:
+    with pytest.raises(StepFailed) as caught:
+        cut(LeNet5(), "f7")
+    assert caught.value.reason is Reason.INVALID_PARAMETERS
+    assert "there are tanh_1, pool_1, c5, tanh_2, flatten, f6" in caught.value.message
 
 
 class Malice:
@@ -300,7 +381,7 @@ UNREADABLE: list[tuple[str, str, Callable[[Path], Path], Reason, str]] = [
     ("a class of the user's own", "StateDict", _torch({"a": Settings()}), Reason.UNSAFE_CHECKPOINT, "Settings"),
     ("a whole module", "StateDict", _torch(torch.nn.Linear(2, 2)), Reason.UNSAFE_CHECKPOINT, "Linear"),
     ("a training checkpoint", "StateDict", _torch({"epoch": 3, "model": {"w": torch.zeros(1)}}),
-     Reason.CHECKPOINT_UNREADABLE, "epoch, model are no dense tensor"),
+     Reason.CHECKPOINT_UNREADABLE, "epoch, model are no dense tensor under a text key; set checkpoint.stateDictKey to model"),
     ("a bare tensor", "StateDict", _torch(torch.zeros(3)), Reason.CHECKPOINT_UNREADABLE, "of type Tensor"),
     ("nothing", "StateDict", _torch({}), Reason.CHECKPOINT_UNREADABLE, "holds nothing"),
     ("a sparse tensor", "StateDict", _torch({"w": torch.eye(3).to_sparse()}), Reason.CHECKPOINT_UNREADABLE, "w is no"),
