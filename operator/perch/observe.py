@@ -169,6 +169,12 @@ def pod_words(pod: Raw) -> str | None:
         said = said or _container_words(container)
     if said:
         return said
+    containers = {c["name"]: c for c in status.get("containerStatuses", [])}
+    golden = containers.get("golden", {})
+    if containers.get("triton", {}).get("ready") and not golden.get("ready") and golden.get("state", {}).get("running"):
+        return (
+            f"Triton is ready and the golden check has not passed yet: kubectl logs {pod['metadata']['name']} -c golden says why"
+        )
     if status.get("phase") == "Failed":
         return status.get("message") or status.get("reason") or "the pod failed"
     return None

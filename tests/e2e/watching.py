@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from dataclasses import dataclass, field
 from threading import Thread
@@ -28,7 +29,7 @@ class Watch:
         command = ["kubectl", "-n", self.tenant.namespace, "get", "httproutes", f"--field-selector=metadata.name={self.name}"]
         self._process = subprocess.Popen(
             [*command, "--watch", "-o", f"jsonpath={_RULES}"],
-            env=self.tenant.cluster.env(),
+            env={**os.environ, **self.tenant.cluster.env()},
             stdout=subprocess.PIPE,
             text=True,
         )

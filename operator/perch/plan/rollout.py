@@ -154,8 +154,9 @@ def canary_replicas(ctx: Context, weight: int) -> int:
         return max(1, math.ceil(full * (max(weight, has) + copied) / 100))
     # Neither can have what it needs before the traffic has moved. Half-way, both carry the same too much, and the last is moved
     # when the traffic is: with w the share to come and s what stable has still, w / (w + s) of all pods.
-    coming = weight + copied
-    return min(full - 1, max(1, math.floor(full * coming / (coming + 100 - has) + 0.5)))
+    coming, stays = weight + copied, 100 - has
+    part = coming / (coming + stays) if coming + stays else 1.0
+    return min(full - 1, max(1, math.floor(full * part + 0.5)))
 
 
 def answered(ctx: Context, version: int | None) -> int:

@@ -164,6 +164,12 @@ def unready(**more: Any) -> dict[str, Any]:
     return {"ready": False, **more}
 
 
+def test_a_pod_that_waits_for_its_golden_check_says_where_to_look() -> None:
+    assert "kubectl logs digits-v2-a -c golden" in str(pod_words(pod(golden=unready())))
+    assert pod_words(pod()) is None
+    assert pod_words(pod(unready(), unready())) is None, "Triton is still loading"
+
+
 def unschedulable(name: str = "digits-v2-a") -> dict[str, Any]:
     condition = {
         "type": "PodScheduled",

@@ -3,6 +3,7 @@ weights sum to 100, at most two versions have weight, none rises without a ready
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -70,8 +71,6 @@ class Story:
             case "gateway":
                 world.gateway_accepts = detail
             case "time":
-                from datetime import timedelta
-
                 world.now += timedelta(seconds=detail)
             case "status lost":
                 world.status = type(world.status)()
@@ -179,3 +178,100 @@ def test_a_stable_that_will_not_get_more_pods_takes_over_with_those_it_has() -> 
 
 def test_a_stable_that_is_half_there_takes_over_from_a_version_that_is_down() -> None:
     assert decide_weights(1, None, 0, {1: Readiness(able=True)}, {2: 100}) == {1: 100}
+
+
+# --- rollouts by steps -----------------------------------------------------------------------------------------------------
+
+ROLLOUTS = (
+    [{"weight": 10, "hold": "Indefinite"}],
+    [{"weight": 5, "hold": "1m"}, {"weight": 50, "hold": "30s"}, {"weight": 100}],
+    [{"weight": 25, "hold": "10s"}, {"weight": 75, "hold": "10s"}, {"weight": 100}],
+    [{"weight": 0, "hold": "10s"}, {"weight": 40, "hold": "Indefinite"}],
+    [{"weight": 100}],
+)
+USUAL = (st.tuples(st.just("pass"), st.none()), st.tuples(st.just("well"), st.none()))
+EVENTS = st.one_of(
+    *USUAL * 4,
+    st.tuples(st.just("traffic"), st.sampled_from(((1, None), (1, 2), (1, 3), (2, None), (2, 3), (2, 1), (3, 1)))),
+    st.tuples(st.just("steps"), st.sampled_from(ROLLOUTS)),
+    st.tuples(st.just("replicas"), st.sampled_from((2, 4, 10))),
+    st.tuples(st.just("surge"), st.sampled_from((None, "WithinReplicas"))),
+    st.tuples(st.just("mirror"), st.sampled_from((None, 50))),
+    st.tuples(st.just("paused"), st.booleans()),
+    st.tuples(st.just("runtime"), st.sampled_from(({}, {"image": "triton:2"}))),
+    st.tuples(st.just("retry"), st.integers(1, 3)),
+    st.tuples(st.just("requests"), st.sampled_from(((400, 0), (400, 400), (0, 0)))),
+    st.tuples(st.just("pass"), st.none()),
+    st.tuples(st.just("crash"), st.integers(0, 3)),
+    st.tuples(st.just("restart"), st.none()),
+    st.tuples(st.just("well"), st.none()),
+    st.tuples(st.just("pods"), st.tuples(st.sampled_from((1, 2, 3)), st.integers(0, 10))),
+    st.tuples(st.just("gateway"), st.booleans()),
+    st.tuples(st.just("time"), st.sampled_from((1, 30, 400))),
+    st.tuples(st.just("status lost"), st.none()),
+)
+
+
+class RolloutStory:
+    """A world in which canaries go through steps, fail, and are committed anew at any moment."""
+
+    def __init__(self) -> None:
+        self.wish: dict[str, Any] = {"traffic": (1, None), "steps": ROLLOUTS[1], "replicas": 4, "runtime": {}}
+        self.world = World(self._spec())
+
+    def _spec(self) -> Any:
+        wish = self.wish
+        stable, canary = wish["traffic"]
+        traffic: dict[str, Any] = {"stable": stable} | ({"canary": canary} if canary else {})
+        if canary and wish.get("mirror"):
+            traffic["mirror"] = {"percent": wish["mirror"]}
+        rollout = {"steps": wish["steps"], "scaleDownDelay": "1m", "paused": wish.get("paused", False)}
+        rollout |= {"surge": wish["surge"]} if wish.get("surge") else {}
+        rollout |= {"retryAt": f"2026-01-01T00:00:0{wish['retry']}Z"} if wish.get("retry") else {}
+        return spec(*VERSIONS, traffic=traffic, rollout=rollout, runtime={"replicas": wish["replicas"], **wish["runtime"]})
+
+    def happen(self, what: str, detail: Any) -> None:
+        world = self.world
+        match what:
+            case "requests" if world.plans:
+                world.feed((3600, 0), detail)
+            case "pass":
+                world.step()
+            case "crash":
+                world.step(writes=detail)
+                world.restart()
+            case "restart":
+                world.restart()
+            case "well":
+                world.go_well()
+            case "pods" if detail[0] in world.servings:
+                world.ready(detail[0], min(detail[1], world.servings[detail[0]].replicas))
+            case "gateway":
+                world.gateway_accepts = detail
+            case "time":
+                world.now += timedelta(seconds=detail)
+            case "status lost":
+                world.status = type(world.status)()
+            case "traffic" | "steps" | "replicas" | "surge" | "mirror" | "paused" | "runtime" | "retry":
+                self.wish[what] = detail
+                world.spec, world.generation = self._spec(), world.generation + 1
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(EVENTS, max_size=80))
+def test_any_rollout_keeps_the_invariants_and_comes_to_an_end(events: list[tuple[str, Any]]) -> None:
+    """World asserts them at each write: the sum, two versions at most, nothing for the unready, pods for the traffic there is."""
+    story = RolloutStory()
+    for what, detail in events:
+        story.happen(what, detail)
+    story.happen("paused", False)
+    story.happen("gateway", True)
+    story.world.settle(passes=600)
+    world, (stable, canary) = story.world, story.wish["traffic"]
+    last = story.wish["steps"][-1]["weight"]
+    out = {a.version for a in world.status.aborted}
+    wanted = {stable: 100} if canary is None or canary in out else {stable: 100 - last, canary: last}
+    assert world.weights == {v: w for v, w in wanted.items() if w}
+    assert (world.ready_condition()[0] == "True") is (canary not in out)
+    if canary is None:
+        assert world.servings[stable].replicas == story.wish["replicas"]
