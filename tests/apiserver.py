@@ -24,6 +24,8 @@ from devcluster.certificates import Authority
 from devcluster.gobuild import ETCD, HELM, KUBERNETES, build
 
 START_SECONDS = 60
+ESTABLISHED = '--for=jsonpath={.status.conditions[?(@.type=="Established")].status}=True'
+"""For `kubectl wait` and CRDs: `condition=Established` fails where a new one has no conditions at all yet."""
 
 
 @dataclass(frozen=True)

@@ -1343,6 +1343,7 @@ class Status(StatusModel):
     endpoint: str | None = Field(None, description="Host name of the model, or the stable version's Service.")
     artifact: str | None = Field(None, description="Artefact of the stable version.")
     weights: WeightStatus = Field(WeightStatus(), description="Traffic by version.")
+    sharing_places: bool = Field(False, description="Versions run on each other's places (surge: WithinReplicas).")
     step: StepStatus | None = Field(None, description="Where the rollout of the canary stands.")
     evidence: Evidence | None = Field(None, description="What the canary is judged by.")
     aborted: list[Aborted] = Field(default_factory=list, description="Canaries that were taken out, by version.")

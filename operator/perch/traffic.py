@@ -41,8 +41,9 @@ def decide_weights(
     - stable ready, canary ready: the split that was asked for;
     - stable ready, canary ready in part: the canary keeps the share it has and gains nothing;
     - stable ready, canary not: all to stable (a first canary waits, a broken one is taken out);
-    - stable ready in part only: it gains what is missing when it has half of the traffic already, or most of its pods, or half of
-      them and no more will come, or nobody else answers: a rollback does not wait for the last pod. Else it gains nothing;
+    - stable ready in part only: it gains what is missing when that is a third of what it has at most, or it has most of its pods,
+      or half of them and no more will come, or nobody else answers: a rollback does not wait for the last pod. Else it gains
+      nothing;
     - `rescue`, from a canary that was aborted: one ready pod of stable's is enough, since few that answer are better than many
       that fail;
     - stable not ready: the present weights stay, whoever has them. A canary is never given more because stable broke: it was
@@ -63,7 +64,7 @@ def decide_weights(
         weight > 0 and readiness.get(version, NOT_READY).able for version, weight in present.items() if version != stable
     )
     has = present.get(stable, 0)
-    few_must_do = has >= min(50, 100 - share) or base.most or base.settled or others_down or rescue
+    few_must_do = 3 * (100 - share) <= 4 * has or base.most or base.settled or others_down or rescue
     if not (base.full or (base.able and few_must_do)):
         return _held(present)
     weights = {stable: 100 - share}

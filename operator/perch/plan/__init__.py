@@ -20,7 +20,15 @@ from perch.observed import Identity, Installation, Observed
 from perch.plan.context import Action, Apply, Context, Delete, Plan, Scale, SetFinalizer, say_invalid
 from perch.plan.exports import plan_export
 from perch.plan.removal import plan_deletion, plan_removed
-from perch.plan.rollout import Progress, canary_replicas, decide_rollout, stable_replicas
+from perch.plan.rollout import (
+    DESPERATE,
+    Progress,
+    canary_replicas,
+    decide_rollout,
+    share_places,
+    stable_replicas,
+    within_replicas,
+)
 from perch.plan.routing import plan_retirement, plan_route
 from perch.plan.servings import plan_serving, readiness, sweep
 from perch.status import Facts, VersionFacts, build_conditions
@@ -50,12 +58,12 @@ def plan(identity: Identity, spec: Spec, status: Status, observed: Observed, ins
         progress.share,
         {v: f.readiness for v, f in versions.items()} | others,
         {v: w for v, w in ctx.present.items() if w > 0},
-        rescue=progress.out is not None,
+        rescue=progress.out is not None and progress.out.reason in DESPERATE,
     )
     inspected = progress.out.version if progress.out else None
     retired = plan_retirement(ctx, versions, set(replicas), inspected, target)
     canary = spec.traffic.canary
-    trial = canary if canary is not None and inspected is None and versions[canary].readiness.able else None
+    trial = canary if canary is not None and progress.itself and versions[canary].readiness.able else None
     weights = plan_route(ctx, target, retired, trial=trial)
     gone = plan_removed(ctx, versions)
     sweep(ctx, set(replicas))
@@ -109,7 +117,10 @@ def _replicas(ctx: Context, progress: Progress) -> dict[int, int]:
         # Not published yet: none of its pods can start, and stable gives up none for it.
         return {stable: stable_replicas(ctx, None), canary: 1}
     pods = canary_replicas(ctx, progress.step.weight)
-    return {canary: pods} if progress.complete else {stable: stable_replicas(ctx, pods), canary: pods}
+    if progress.complete and not within_replicas(ctx):
+        return {canary: pods}
+    # Where pods are short, stable keeps its one: else no place would be left to come back to, before the promotion is committed.
+    return {stable: stable_replicas(ctx, pods), canary: pods}
 
 
 def _build_status(
@@ -135,6 +146,7 @@ def _build_status(
             desired=_weights(weights or {}),
             accepted=_weights(ctx.present) if accepted else ctx.status.weights.accepted if route else [],
         ),
+        sharing_places=share_places(ctx),
         step=progress.step,
         evidence=progress.evidence,
         aborted=list(progress.aborted),

@@ -33,12 +33,14 @@ from perch.plan.servings import conflicts, readiness, wanted_hash
 from perch.status import Verdict, format_time, parse_time
 
 CONVERGED = timedelta(seconds=1)
-"""Counting begins so long after the Gateway accepted new weights. Most proxies have taken them in by then. Where one has not, the
-canary gets less than its weight, and the evidence errs on its side; what it gets beyond its weight is seen in the counts."""
+"""Counting begins so long after new weights were written. Most proxies have taken them in by then. Where one has not, the canary
+gets less than is assumed, and the evidence errs on its side; what it gets beyond that is seen in the counts."""
 FRESH = timedelta(seconds=60)
 """A restarted operator watches so long, at most a whole hold, before it lets a canary go further."""
 LOST = timedelta(seconds=30)
 """A canary that had traffic and runs, but is not ready, has so long to recover."""
+DESPERATE = ("ErrorRateHigher", "ErrorRateAboveMaximum", "Stalled", "GoldenMismatch")
+"""Aborted for these, many pods of the canary are no better than one of stable's."""
 SECOND = timedelta(seconds=1)
 HISTORY = 10
 
@@ -51,6 +53,8 @@ class Progress:
 
     share: int = 0
     """Percent that the canary shall have, once it is ready for it."""
+    itself: bool = False
+    """The canary's pods are those that are judged."""
     step: StepStatus | None = None
     evidence: Evidence | None = None
     aborted: tuple[Aborted, ...] = ()
@@ -107,9 +111,8 @@ def decide_rollout(ctx: Context, exported: dict[int, VersionStatus]) -> Progress
     found = next((a for a in kept if a.version == canary.version), None)
     if found is not None:
         if _stands(ctx, found, canary, spec.rollout):
-            return Progress(
-                aborted=kept, history=history, out=found, evidence=ctx.status.evidence, verdict=_aborted_verdict(ctx, found)
-            )
+            seen = ctx.status.evidence if ctx.status.evidence and ctx.status.evidence.serving_hash == found.serving_hash else None
+            return Progress(aborted=kept, history=history, out=found, evidence=seen, verdict=_aborted_verdict(ctx, found))
         kept = tuple(a for a in kept if a is not found)
     step = ctx.status.step
     evidence = ctx.status.evidence
@@ -150,7 +153,7 @@ def canary_replicas(ctx: Context, weight: int) -> int:
     full, has = full_replicas(ctx, on_trial=True), answered(ctx, ctx.spec.traffic.canary)
     mirror = ctx.spec.traffic.mirror
     copied = mirror.percent if mirror and weight < 100 else 0
-    if not (_within_replicas(ctx) and stable_runs(ctx)):
+    if not (within_replicas(ctx) and stable_runs(ctx)):
         return max(1, math.ceil(full * (max(weight, has) + copied) / 100))
     # Neither can have what it needs before the traffic has moved. Half-way, both carry the same too much, and the last is moved
     # when the traffic is: with w the share to come and s what stable has still, w / (w + s) of all pods.
@@ -183,22 +186,27 @@ def stable_replicas(ctx: Context, canary: int | None) -> int:
     `canary`: the pods that the canary is to have; None without one on trial.
     """
     full = full_replicas(ctx, on_trial=canary is not None)
-    if canary is not None and _within_replicas(ctx):
+    if canary is not None and within_replicas(ctx):
         return max(1, full - canary)
-    stable, has = ctx.spec.traffic.stable, {v: s.replicas for v, s in ctx.observed.servings.items()}
-    if ctx.spec.runtime.autoscaling is None and 0 < has.get(stable, 0) < full == sum(has.values()):
-        # It had given pods up, and their places are not free before those that took them have gone.
-        return has[stable]
-    return full
+    stable, pods = ctx.spec.traffic.stable, {v: s.replicas for v, s in ctx.observed.servings.items()}
+    has = pods.pop(stable, 0)
+    # It had given pods up, and their places are not free before those that took them have gone.
+    return max(has, 1, full - sum(pods.values())) if share_places(ctx) and has < full else full
+
+
+def share_places(ctx: Context) -> bool:
+    """Whether versions stand in each other's places: by the user's choice, or still so after it was reverted."""
+    left = bool(set(ctx.observed.servings) - {ctx.spec.traffic.stable})
+    return ctx.spec.runtime.autoscaling is None and (within_replicas(ctx) or (ctx.status.sharing_places and left))
 
 
 def short(ctx: Context, version: int) -> bool:
     """Whether a version runs on fewer pods than all the traffic takes, because others have their places."""
     serving = ctx.observed.servings.get(version)
-    return ctx.spec.runtime.autoscaling is None and serving is not None and serving.replicas < full_replicas(ctx)
+    return share_places(ctx) and serving is not None and serving.replicas < full_replicas(ctx)
 
 
-def _within_replicas(ctx: Context) -> bool:
+def within_replicas(ctx: Context) -> bool:
     return ctx.spec.rollout is not None and ctx.spec.rollout.surge == "WithinReplicas"
 
 
@@ -228,7 +236,10 @@ def _proceed(trial: _Trial) -> Progress:
 def _unseen(trial: _Trial) -> Progress | None:
     """A canary with traffic of which nothing has been seen for a while, by an operator that has had the time to look."""
     ctx, evidence, gathered = trial.ctx, trial.evidence, trial.gathered
-    if gathered is None or gathered.epoch != _epoch(trial) or evidence.counted_since is None or not stable_runs(ctx):
+    if evidence.counted_since is None or _aim(trial) is None:
+        return None
+    if gathered is None or gathered.epoch != _epoch(trial):
+        ctx.wakes.append(ctx.now + STALE)
         return None
     seen = max(gathered.since, *(parse_time(t) for t in (evidence.counted_since, evidence.last_at) if t))
     if ctx.now < seen + STALE:
@@ -330,7 +341,7 @@ def _room(trial: _Trial) -> str:
     """The arithmetic of a canary that runs on stable's pods."""
     ctx = trial.ctx
     full, stable = full_replicas(ctx, on_trial=True), ctx.observed.servings.get(ctx.spec.traffic.stable)
-    if not _within_replicas(ctx) or stable is None:
+    if not within_replicas(ctx) or stable is None:
         return ""
     left = 100 - ctx.present.get(trial.step.version, 0)
     return (
@@ -342,8 +353,11 @@ def _room(trial: _Trial) -> str:
 def _done(trial: _Trial, verdict: Verdict | None) -> Progress:
     step, present = trial.step, trial.ctx.present
     has = present.get(step.version, 0)
+    # Pods of a former runtime, of one that was aborted even, gain nothing in the name of those to come.
+    held = trial.rollout.paused or not _is_itself(trial)
     return Progress(
-        share=min(step.weight, has) if trial.rollout.paused else step.weight,
+        share=min(step.weight, has) if held else step.weight,
+        itself=_is_itself(trial),
         step=trial.step,
         evidence=trial.evidence,
         aborted=trial.aborted,
@@ -425,8 +439,8 @@ def _aborted_verdict(ctx: Context, record: Aborted) -> Verdict:
     stable = ctx.spec.traffic.stable
     serving, has = ctx.observed.servings.get(stable), ctx.present.get(record.version, 0)
     goes = f"the traffic goes to version {stable}"
-    if has and not (serving is not None and serving.able):
-        goes = f"but keeps {has} % of the traffic until version {stable} has a ready pod"
+    if has and not (serving is not None and serving.full):
+        goes = f"but keeps {has} % of the traffic until enough pods of version {stable} are ready"
     return Verdict(
         "Stalled",
         record.reason,
@@ -443,6 +457,9 @@ def _paused(trial: _Trial) -> Said:
 def _unaccepted(trial: _Trial) -> Said:
     """Why the step's weight is not in place."""
     wanted = canary_replicas(trial.ctx, trial.step.weight)
+    if trial.serving is not None and trial.serving.able and not _is_itself(trial):
+        words = f": {trial.serving.words}" if trial.serving.words else ""
+        return "Reconciling", "RollingUpdate", f"{trial.name} is taking over its runtime, and is not judged before it has{words}"
     if not readiness(trial.serving, wanted).full:
         have = trial.serving.ready if trial.serving else 0
         said = f"{trial.name}: {have} of the {wanted} pods for {trial.step.weight} % are ready"
@@ -473,7 +490,7 @@ def _relocate(ctx: Context, step: StepStatus, rollout: Rollout) -> StepStatus:
 def _note_readiness(trial: _Trial) -> _Trial:
     step, now = trial.step, format_time(trial.ctx.now)
     able = trial.serving is not None and trial.serving.able
-    ready = readiness(trial.serving, canary_replicas(trial.ctx, step.weight)).full
+    ready = readiness(trial.serving, canary_replicas(trial.ctx, step.weight)).full and _is_itself(trial)
     had_traffic = trial.evidence.since is not None
     update = {
         "unready_since": None if ready or step.accepted_at is not None else step.unready_since or now,
@@ -488,11 +505,15 @@ def _note_acceptance(trial: _Trial) -> _Trial:
     ctx, step = trial.ctx, trial.step
     route = ctx.observed.route
     wanted = {ctx.spec.traffic.stable: 100 - step.weight, step.version: step.weight}
-    has = {v: w for v, w in ctx.present.items() if w}
-    in_place = route is not None and route.accepted and has == {v: w for v, w in wanted.items() if w}
+    wanted, has = {v: w for v, w in wanted.items() if w}, {v: w for v, w in ctx.present.items() if w}
+    # The Gateway may be at another edit of the route, with the same weights: that is no new beginning.
+    was = {w.version: w.weight for w in ctx.status.weights.accepted if w.weight}
+    stands = route is not None and (route.accepted or (step.accepted_at is not None and was == wanted))
+    in_place = stands and has == wanted
     if route is not None and ctx.spec.traffic.mirror is not None and step.weight < 100:
         in_place = in_place and makes_copies(route.spec)
-    if not (in_place and _is_itself(trial)):
+    current = step.accepted_at is not None or (trial.serving is not None and trial.serving.current)
+    if not (in_place and current and _is_itself(trial)):
         return replace(trial, step=step.model_copy(update={"accepted_at": None, "until": None}))
     if step.accepted_at is not None:
         return trial
@@ -513,11 +534,12 @@ def _note_counted(trial: _Trial) -> _Trial:
     """
     ctx, evidence = trial.ctx, trial.evidence
     canary, route = trial.canary.version, ctx.observed.route
-    others = {v for v, w in ctx.present.items() if w} - {canary, ctx.spec.traffic.stable}
     weight: int | None = None
-    if route is not None and not others and _is_itself(trial):
+    current = evidence.weight is not None or (trial.serving is not None and trial.serving.current)
+    if route is not None and _other(trial) is not None and current and _is_itself(trial):
         present = ctx.present.get(canary, 0)
-        weight = present if route.accepted else max((w for w in (present, answered(ctx, canary)) if w < 100), default=0)
+        known = (present, *(w.weight for w in ctx.status.weights.accepted if w.version == canary))
+        weight = present if route.accepted else max((w for w in known if w < 100), default=0)
         if weight == 0 and not (route.accepted and makes_copies(route.spec)):
             weight = None
     if weight == evidence.weight:
@@ -542,9 +564,15 @@ def _is_judged(trial: _Trial) -> bool:
     return trial.step.weight > 0 or trial.ctx.spec.traffic.mirror is not None
 
 
+def _other(trial: _Trial) -> int | None:
+    """Who has the traffic that the canary has not: stable, or the former one while stable is still to start."""
+    rest = [v for v, w in trial.ctx.present.items() if w and v != trial.canary.version]
+    return (rest or [trial.ctx.spec.traffic.stable])[0] if len(rest) < 2 else None
+
+
 def _epoch(trial: _Trial) -> str:
     evidence = trial.evidence
-    return f"{trial.canary.version}-{evidence.serving_hash}-{evidence.weight}-{evidence.counted_since}"
+    return f"{trial.canary.version}-{evidence.serving_hash}-{evidence.weight}-{evidence.counted_since}-{_other(trial)}"
 
 
 def _fold(trial: _Trial) -> _Trial:
@@ -583,9 +611,9 @@ def _together(trial: _Trial) -> int:
 def _aim(trial: _Trial) -> Aim | None:
     """What to gather next: nothing while the canary has no requests, nor after stable was scaled away."""
     ctx, evidence = trial.ctx, trial.evidence
-    if evidence.counted_since is None or not stable_runs(ctx):
+    stable, canary = _other(trial), trial.canary.version
+    if evidence.counted_since is None or stable is None or stable not in ctx.observed.servings:
         return None
-    stable, canary = ctx.spec.traffic.stable, trial.canary.version
     prometheus = trial.analysis.prometheus
     fill = {
         "namespace": ctx.identity.namespace,
@@ -626,7 +654,10 @@ def _ended(ctx: Context) -> tuple[Outcome, ...]:
     """History, with the former canary's outcome where the spec has just made an end of it."""
     history = tuple(ctx.status.history)
     step, traffic = ctx.status.step, ctx.spec.traffic
-    if step is None or step.version == traffic.canary:
+    ended = step is not None and any(
+        (a.version, a.artifact_revision) == (step.version, step.artifact_revision) for a in ctx.status.aborted
+    )
+    if step is None or step.version == traffic.canary or ended:
         return history
     if step.version == traffic.stable:
         outcome = Outcome(version=step.version, outcome="Promoted", time=format_time(ctx.now), message=f"from {step.weight} %")

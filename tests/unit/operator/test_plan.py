@@ -423,7 +423,7 @@ def test_a_version_put_back_unchanged_while_it_is_erased_waits_and_is_exported_a
 
 
 def test_nothing_is_written_when_nothing_changed() -> None:
-    world = running(1, 2, canary=2)
+    world = running(1, 2)
     before = world.status
     world.now += timedelta(days=3)
     decided = world.step()

@@ -611,8 +611,10 @@ def test_surge_within_replicas_takes_the_canarys_pods_from_stables_and_shows_the
     world.step()
     assert "3 of 4 pods are stable's, each has 32 % of the traffic where it would have 24 %" in message(world)
     world.settle()
-    assert world.weights == {2: 100}
-    assert world.servings[2].replicas == 4
+    assert (world.weights, pods(world)) == ({2: 100}, {1: 1, 2: 3}), "one place is kept to come back to"
+    commit(world, stable=2, canary=None, runtime={"replicas": 4}, surge="WithinReplicas")
+    world.settle()
+    assert (world.weights, pods(world)) == ({2: 100}, {2: 4})
 
 
 def test_an_autoscaler_keeps_what_it_grew_through_rollout_and_runtime_change() -> None:
@@ -740,7 +742,7 @@ def test_within_replicas_pods_move_half_way_before_the_traffic_and_never_exceed_
         world.go_well()
         world.feed((3600, 0), (400, 0), seconds=60)
     # The canary's share, stable's pods, the canary's pods.
-    assert seen == [(0, 3, 1), (25, 3, 1), (25, 2, 2), (75, 2, 2), (75, 1, 3), (100, 1, 3), (100, 0, 3), (100, 0, 4)]
+    assert seen == [(0, 3, 1), (25, 3, 1), (25, 2, 2), (75, 2, 2), (75, 1, 3), (100, 1, 3)]
 
 
 @pytest.mark.parametrize("how", ["abort", "revert", "revert without rollout"])
@@ -789,7 +791,7 @@ def test_an_abort_that_stable_cannot_take_says_so() -> None:
     world.feed(stable=(900, 0), canary=(1000, 1000))
     world.step()
     assert world.weights == {1: 40, 2: 60}
-    assert "keeps 60 % of the traffic until version 1 has a ready pod" in message(world)
+    assert "keeps 60 % of the traffic until enough pods of version 1 are ready" in message(world)
     world.ready(1, 1)
     world.step()
     assert world.weights == {1: 100}
@@ -983,3 +985,130 @@ def test_an_aborted_canary_that_is_left_in_git_does_not_keep_stable_from_shrinki
     world.servings[1] = replace(world.servings[1], replicas=9, ready=9, updated=9, total=9)
     world.step()
     assert world.autoscalers["digits-v1"]["minReplicas"] == 2
+
+
+# --- what a second review found ----------------------------------------------------------------------------------------------
+
+
+def test_pods_of_an_aborted_runtime_get_no_traffic_in_the_name_of_the_mended_one() -> None:
+    world = at_50()
+    world.feed(canary=(100, 100))
+    world.step()
+    world.accept()
+    commit(world, runtime={"image": "triton:mended"})
+    for _ in range(5):
+        world.step()
+        world.accept()
+        world.now += timedelta(minutes=1)
+    assert world.weights == {1: 100}, "the mended pod is not there yet, the aborted one is"
+    world.settle()
+    assert world.weights == {2: 100}
+
+
+def test_a_rolling_update_of_the_canary_that_never_ends_is_aborted_with_the_pods_words() -> None:
+    world = at_50()
+    commit(world, runtime={"image": "triton:other"})
+    world.step()
+    words = PodTrouble("Unschedulable", "pod digits-v2-b: no node")
+    world.servings[2] = replace(world.servings[2], trouble=words, words="Unschedulable: no node")
+    world.step()
+    assert world.ready_condition() == ("False", "RollingUpdate")
+    world.now += timedelta(minutes=11)
+    world.step()
+    assert world.ready_condition() == ("False", "Unschedulable")
+    assert world.weights == {1: 100}
+
+
+def test_a_promotion_from_a_split_waits_for_three_quarters_of_the_pods() -> None:
+    world = ten(steps=[{"weight": 50, "hold": "Indefinite"}])
+    until_accepted(world, 50)
+    commit(world, stable=2, canary=None, versions=(1, 2, 3), runtime={"replicas": 10})
+    world.step()
+    assert (world.weights, pods(world)[2]) == ({1: 50, 2: 50}, 10)
+    world.ready(2, 8)
+    world.step()
+    assert world.weights == {2: 100}
+
+
+def test_an_abort_of_a_canary_that_answers_well_waits_for_stables_pods() -> None:
+    world = ten(steps=[{"weight": 50, "hold": "10s"}, {"weight": 100}], analysis={"onInconclusive": "Abort"})
+    until_accepted(world, 50)
+    world.ready(1, 3)
+    go_through(world, 21, stable=(1, 0), canary=(1, 0))
+    assert world.ready_condition() == ("False", "Inconclusive")
+    assert world.weights == {1: 50, 2: 50}
+    assert "keeps 50 % of the traffic until enough pods of version 1 are ready" in message(world)
+    world.ready(1, 8)
+    world.step()
+    assert world.weights == {1: 100}
+
+
+def test_a_canary_is_judged_while_the_gateway_does_not_accept_its_last_step() -> None:
+    world = at_50()
+    world.gateway_accepts = False
+    for _ in range(120):
+        world.feed()
+        world.step()
+        world.go_well()
+    assert world.weights == {2: 100}
+    assert world.route is not None
+    assert not world.route.accepted
+    go_through(world, 60, canary=(900, 900))
+    assert world.ready_condition() == ("False", "ErrorRateHigher")
+
+
+def test_more_replicas_are_no_reason_to_take_the_former_version_away_early() -> None:
+    world = World(spec(1, 2, runtime={"replicas": 2}))
+    world.settle()
+    commit(world, stable=2, canary=None, runtime={"replicas": 2}, scaleDownDelay="1h")
+    world.settle_pods()
+    assert world.weights == {2: 100}
+    commit(world, stable=2, canary=None, runtime={"replicas": 4}, scaleDownDelay="1h")
+    for _ in range(4):
+        world.step()
+        world.go_well()
+        world.now += timedelta(minutes=5)
+    assert pods(world) == {1: 2, 2: 4}
+
+
+def test_a_canary_is_judged_against_whoever_has_the_rest_while_the_new_stable_starts() -> None:
+    world = ten(steps=[{"weight": 10, "hold": "1h"}, {"weight": 100}])
+    until_accepted(world, 10)
+    commit(world, stable=3, versions=(1, 2, 3), runtime={"replicas": 10}, steps=[{"weight": 10, "hold": "1h"}, {"weight": 100}])
+    decided = world.step()
+    assert world.weights == {1: 90, 2: 10}
+    assert decided.aim is not None
+    assert (decided.aim.stable, decided.aim.canary) == (1, 2)
+    go_through(world, 9, canary=(50, 50))
+    assert world.ready_condition()[1] == "ErrorRateHigher"
+
+
+def test_a_write_of_the_route_that_moves_no_weight_does_not_begin_the_hold_anew() -> None:
+    world = at_50()
+    go_through(world, 30)
+    step, evidence = world.status.step, world.status.evidence
+    assert step is not None
+    assert evidence is not None
+    assert world.route is not None
+    commit(world, routing={"parentRefs": [{"name": "gateway"}], "hostnames": ["other.example.com"]})
+    world.feed()
+    world.step()
+    assert not world.route.accepted
+    world.feed()
+    world.step()
+    world.accept()
+    world.feed()
+    world.step()
+    assert world.status.step is not None
+    assert world.status.step.accepted_at == step.accepted_at
+    assert world.status.evidence is not None
+    assert world.status.evidence.step_canary.requests > evidence.step_canary.requests
+
+
+def test_an_abort_that_was_recorded_is_told_once_even_if_the_user_reverts_before_it_is_done() -> None:
+    world = at_50()
+    world.feed(canary=(100, 100))
+    world.step(writes=0)
+    commit(world, canary=None)
+    world.settle()
+    assert [o.outcome for o in world.status.history] == ["Aborted"]
