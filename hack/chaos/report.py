@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from demo.load import Answer
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- written by make chaos -->", "<!-- end of what make chaos writes -->"
+MOST_TOLD = 700
 ENOUGH = 10_000
 """Requests that a whole run sends at least."""
 TITLES = ("scenario", "what was done", "requests", "failed", "seconds", "verdict", "what was seen", "date")
@@ -46,7 +48,7 @@ class Result:
 
     @property
     def told(self) -> str:
-        return self.broken or self.seen
+        return textwrap.shorten(self.broken or self.seen, MOST_TOLD, placeholder=" …")
 
     def row(self) -> list[str]:
         figures = [f"{self.requests:,}", f"{self.failed:,}", f"{self.seconds:.0f}"]

@@ -571,8 +571,10 @@ def _other(trial: _Trial) -> int | None:
 
 
 def _epoch(trial: _Trial) -> str:
+    """Another one for whatever changes which share of the counted requests is the canary's."""
     evidence = trial.evidence
-    return f"{trial.canary.version}-{evidence.serving_hash}-{evidence.weight}-{evidence.counted_since}-{_other(trial)}"
+    parts = (trial.canary.version, evidence.serving_hash, evidence.weight, evidence.counted_since, _other(trial), _copied(trial))
+    return "-".join(map(str, parts))
 
 
 def _fold(trial: _Trial) -> _Trial:
@@ -596,9 +598,13 @@ def _fold(trial: _Trial) -> _Trial:
 
 def _meant_share(trial: _Trial) -> float:
     """The part of all counted requests that the canary is meant to get; a mirrored one is counted at both versions."""
-    mirror, weight = trial.ctx.spec.traffic.mirror, trial.evidence.weight or 0
-    copied = mirror.percent if mirror and weight < 100 else 0
+    weight, copied = trial.evidence.weight or 0, _copied(trial)
     return (weight + copied) / (100 + copied)
+
+
+def _copied(trial: _Trial) -> int:
+    mirror = trial.ctx.spec.traffic.mirror
+    return mirror.percent if mirror and trial.evidence.weight != 100 else 0
 
 
 def _together(trial: _Trial) -> int:
