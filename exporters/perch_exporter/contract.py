@@ -105,6 +105,7 @@ class Destination(Location):
 class CheckpointFormat(StrEnum):
     STATE_DICT = "StateDict"
     SAFE_TENSORS = "SafeTensors"
+    ONNX = "ONNX"
 
 
 class Checkpoint(Location):
@@ -225,7 +226,8 @@ class ExportRequest(_Contract):
     version: Version
     artifact_revision: Revision
     checkpoint: Checkpoint
-    architecture: Architecture
+    architecture: Architecture | None = None
+    """None for an ONNX file, which brings its own network."""
     inputs: Tensors
     outputs: Tensors
     conversion: Conversion = Conversion()
@@ -239,6 +241,14 @@ class ExportRequest(_Contract):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"inputs and outputs need names of their own; used twice: {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_network(self) -> Self:
+        if (self.architecture is None) != (self.checkpoint.format is CheckpointFormat.ONNX):
+            raise ValueError("architecture is for weights, and an ONNX file is a whole network: give one of both")
+        if self.checkpoint.format is CheckpointFormat.ONNX and self.conversion.opset is not None:
+            raise ValueError("conversion.opset is for an export, and an ONNX file is published as it is")
         return self
 
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import shutil
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +22,9 @@ from torch import nn
 
 from perch_exporter.architectures import build_model, cut
 from perch_exporter.checkpoint import load_model, read_state_dict
-from perch_exporter.contract import ExportRequest, Figures, Parity, Reason, TensorSpec, Tooling, Verdict
+from perch_exporter.contract import Architecture, ExportRequest, Figures, Parity, Reason, TensorSpec, Tooling, Verdict
 from perch_exporter.failure import StepFailed
+from perch_exporter.onnx_file import check_onnx, check_signature
 from perch_exporter.parity import Answers, judge
 from perch_exporter.samples import Array, Golden, Tensors, fits, make_inputs, sample_count, save_golden
 from perch_exporter.workspace import FIGURES, GOLDEN, MODEL, Workspace
@@ -35,30 +39,62 @@ _OTHER_DYNAMIC = 256
 _UNEVEN_BATCH = 3
 
 
+Reference = Callable[[Tensors], dict[str, Array]]
+"""Answers as the checkpoint does, to any number of samples."""
+
+
 def convert(request: ExportRequest, workspace: Workspace) -> None:
     """Writes model.onnx, golden.npz and figures.json. Raises StepFailed; nothing usable is left behind then."""
     started = time.monotonic()
     workspace.output.mkdir(parents=True, exist_ok=True)
-    weights = read_state_dict(workspace.checkpoint, request.checkpoint.format, request.checkpoint.state_dict_key)
-    log.info("read %d tensors from the checkpoint", len(weights))
-    model = load_model(lambda: build_model(request.architecture, weights.keys()), weights)
-    if request.architecture.layer is not None:
-        model = cut(model, request.architecture.layer)
-    golden = _golden(request, model)
-    save_golden(golden, workspace.output / GOLDEN)
-    log.info("the checkpoint answers to %d samples", golden.samples)
-
     path = workspace.output / MODEL
-    opset = request.conversion.opset or DEFAULT_OPSET
-    _export(request, model, golden, path, opset)
-    log.info("exported %d bytes of ONNX, opset %d, %.1f s so far", path.stat().st_size, opset, time.monotonic() - started)
+    if request.architecture is None:
+        opset, reference = _adopt(request, workspace.checkpoint, path)
+        golden = _golden(request, reference)
+    else:
+        model = _load(request, request.architecture, workspace)
+        reference = partial(_ask_checkpoint, request, model)
+        golden = _golden(request, reference)
+        opset = request.conversion.opset or DEFAULT_OPSET
+        _export(request, model, golden, path, opset)
+    save_golden(golden, workspace.output / GOLDEN)
+    log.info("%d bytes of ONNX, opset %d, %.1f s so far", path.stat().st_size, opset, time.monotonic() - started)
 
-    parity = _prove(request, model, golden, path)
+    parity = _prove(request, reference, golden, path)
     log.info("parity %s: %s", parity.verdict, parity.message)
     if parity.verdict is not Verdict.PASSED:
         raise parity_failure(parity)
     figures = Figures(parity=parity, tooling=_tooling(opset), seconds=round(time.monotonic() - started, 3))
     (workspace.output / FIGURES).write_text(figures.to_json())
+
+
+def _adopt(request: ExportRequest, checkpoint: Path, path: Path) -> tuple[int, Reference]:
+    """A ready-made ONNX file, as it is: its opset, and its own answers to one sample at a time, which batches must not change."""
+    opset = check_onnx(checkpoint)
+    shutil.copyfile(checkpoint, path)
+    try:
+        session = _session(path)
+    except Exception as error:
+        raise StepFailed(
+            Reason.CHECKPOINT_UNREADABLE, f"onnxruntime {onnxruntime.__version__} cannot load it: {error}"
+        ) from error
+    check_signature(session, request)
+    names = [spec.name for spec in request.outputs]
+
+    def reference(inputs: Tensors) -> dict[str, Array]:
+        try:
+            return ask(session, names, inputs, 1)
+        except Exception as error:
+            raise StepFailed(Reason.SHAPE_MISMATCH, f"the model does not run on the version's inputs: {error}") from error
+
+    return opset, reference
+
+
+def _load(request: ExportRequest, architecture: Architecture, workspace: Workspace) -> nn.Module:
+    weights = read_state_dict(workspace.checkpoint, request.checkpoint.format, request.checkpoint.state_dict_key)
+    log.info("read %d tensors from the checkpoint", len(weights))
+    model = load_model(lambda: build_model(architecture, weights.keys()), weights)
+    return model if architecture.layer is None else cut(model, architecture.layer)
 
 
 def parity_failure(parity: Parity) -> StepFailed:
@@ -70,9 +106,9 @@ def parity_failure(parity: Parity) -> StepFailed:
     )
 
 
-def _golden(request: ExportRequest, model: nn.Module) -> Golden:
+def _golden(request: ExportRequest, reference: Reference) -> Golden:
     inputs = make_inputs(request.inputs, request.artifact_revision, sample_count(request.inputs))
-    outputs = _ask_checkpoint(request, model, inputs)
+    outputs = reference(inputs)
     for spec in request.outputs:
         answered = outputs[spec.name].shape[1:]
         if not fits(answered, spec.shape):
@@ -92,14 +128,14 @@ def _ask_checkpoint(request: ExportRequest, model: nn.Module, inputs: Tensors) -
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
         raise StepFailed(
             Reason.SHAPE_MISMATCH,
-            f"architecture {request.architecture.name} does not take the version's inputs ({shapes}, batch first): "
+            f"architecture {_name(request)} does not take the version's inputs ({shapes}, batch first): "
             f"{type(error).__name__}: {error}",
         ) from error
     tensors = list(answer) if isinstance(answer, tuple | list) else [answer]
     if len(tensors) != len(request.outputs) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
         raise StepFailed(
             Reason.SHAPE_MISMATCH,
-            f"the version names {len(request.outputs)} outputs and architecture {request.architecture.name} gives {len(tensors)}",
+            f"the version names {len(request.outputs)} outputs and architecture {_name(request)} gives {len(tensors)}",
         )
     return {spec.name: tensor.numpy() for spec, tensor in zip(request.outputs, tensors, strict=True)}
 
@@ -136,9 +172,13 @@ def _export(request: ExportRequest, model: nn.Module, golden: Golden, path: Path
         cause = error.__cause__ or error
         raise StepFailed(
             Reason.EXPORT_FAILED,
-            f"torch {torch.__version__} cannot export {request.architecture.name} with the version's inputs: "
+            f"torch {torch.__version__} cannot export {_name(request)} with the version's inputs: "
             f"{type(cause).__name__}: {cause}",
         ) from error
+
+
+def _name(request: ExportRequest) -> str:
+    return request.architecture.name if request.architecture else "ONNX"
 
 
 def _dynamic(spec: TensorSpec) -> dict[int, object]:
@@ -147,7 +187,7 @@ def _dynamic(spec: TensorSpec) -> dict[int, object]:
     return {0: dimension} | {axis: dimension for axis, size in enumerate(spec.shape, start=1) if size == -1}
 
 
-def _prove(request: ExportRequest, model: nn.Module, golden: Golden, path: Path) -> Parity:
+def _prove(request: ExportRequest, reference: Reference, golden: Golden, path: Path) -> Parity:
     """Asks the file that will be published, at batches of one, of an odd number, and of all samples at once."""
     session = _session(path)
     names = [spec.name for spec in request.outputs]
@@ -157,7 +197,7 @@ def _prove(request: ExportRequest, model: nn.Module, golden: Golden, path: Path)
     if any(-1 in spec.shape for spec in request.inputs):
         count = min(golden.samples, 4)
         inputs = make_inputs(request.inputs, request.artifact_revision, count, _OTHER_DYNAMIC)
-        other = Golden(inputs, _ask_checkpoint(request, model, inputs))
+        other = Golden(inputs, reference(inputs))
         cases.append(_case(session, names, other, count, f" with dynamic sizes of {_OTHER_DYNAMIC}"))
     return judge(cases, request.verification.parity)
 

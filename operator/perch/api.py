@@ -254,8 +254,9 @@ class Checkpoint(Model):
         )
     )
     uri: S3Object = Field(description="The checkpoint object, such as s3://checkpoints/digits/v1.pt.")
-    format: Literal["StateDict", "SafeTensors"] = Field(
-        description="StateDict: torch.save(model.state_dict()), loaded with weights_only. SafeTensors: a .safetensors file."
+    format: Literal["StateDict", "SafeTensors", "ONNX"] = Field(
+        description="StateDict: torch.save(model.state_dict()), loaded with weights_only. SafeTensors: a .safetensors file. "
+        "ONNX: a whole model in one file, which is checked and published as it is."
     )
     sha256: str = Field(
         pattern=r"^[0-9a-f]{64}$",
@@ -412,11 +413,28 @@ class Version(Model):
                 "self == oldSelf",
                 "an entry of spec.versions is immutable while it is listed: add an entry with a new version number instead",
             ),
+            (
+                "has(self.architecture) || self.checkpoint.format == 'ONNX'",
+                "name the architecture whose weights the checkpoint holds: only a file of format ONNX brings its own",
+                ".architecture",
+            ),
+            (
+                "!has(self.architecture) || self.checkpoint.format != 'ONNX'",
+                "remove architecture: a file of format ONNX is a whole network",
+                ".architecture",
+            ),
+            (
+                "self.checkpoint.format != 'ONNX' || !has(self.conversion) || !has(self.conversion.opset)",
+                "remove conversion.opset: a file of format ONNX is published as it is",
+                ".conversion",
+            ),
         )
     )
     version: VersionNumber = Field(description="Triton's version number, which clients see. Give each new checkpoint a new one.")
     checkpoint: Checkpoint = Field(description="The trained weights.")
-    architecture: Architecture = Field(description="The network that the weights belong to.")
+    architecture: Architecture | None = Field(
+        None, description="The network that the weights belong to. Required for every format but ONNX."
+    )
     inputs: list[Tensor] = Field(min_length=1, max_length=1, description="Input tensors; one for image classifiers.")
     outputs: list[Tensor] = Field(min_length=1, max_length=1, description="Output tensors; one for image classifiers.")
     conversion: Conversion = Field(Conversion(), description="What the checkpoint is exported to; ONNX in FP32 if omitted.")

@@ -46,6 +46,13 @@ def entry(version: int) -> dict[str, Any]:
     }
 
 
+def onnx_entry(version: int) -> dict[str, Any]:
+    whole = entry(version)
+    checkpoint = {**whole["checkpoint"], "format": "ONNX"}
+    del checkpoint["stateDictKey"], whole["architecture"], whole["conversion"]
+    return {**whole, "checkpoint": checkpoint}
+
+
 def metric(name: str) -> dict[str, Any]:
     query = 'quantile_over_time(0.9, latency{namespace="{{namespace}}", service="{{canaryService}}"}[{{window}}])'
     return {"name": name, "query": query, "max": "-1.5e-3"}
@@ -761,6 +768,30 @@ REFUSED_WHEN_CREATED = [
         'supported values: "StateDict", "SafeTensors"',
     ),
     Refusal(
+        "weights have no architecture",
+        drop("versions/0/architecture"),
+        f"{V}.architecture",
+        "name the architecture whose weights",
+        False,
+    ),
+    Refusal(
+        "an ONNX file has an architecture",
+        both(put("versions/0/checkpoint/format", "ONNX"), drop("versions/0/checkpoint/stateDictKey")),
+        f"{V}.architecture",
+        "is a whole network",
+        False,
+    ),
+    Refusal(
+        "an ONNX file is to have another opset",
+        both(
+            put("versions/0/checkpoint/format", "ONNX"),
+            both(drop("versions/0/checkpoint/stateDictKey"), drop("versions/0/architecture")),
+        ),
+        f"{V}.conversion",
+        "published as it is",
+        False,
+    ),
+    Refusal(
         "a SafeTensors file has a stateDictKey",
         put("versions/0/checkpoint/format", "SafeTensors"),
         f"{V}.checkpoint.stateDictKey",
@@ -1100,6 +1131,7 @@ REFUSED_WHEN_CHANGED = [
 
 ALLOWED_CHANGES: list[tuple[str, Change]] = [
     ("an entry is added", lambda s: s["versions"].append(entry(3))),
+    ("an ONNX file is added", lambda s: s["versions"].append(onnx_entry(3))),
     ("an entry out of traffic is removed", both(NO_CANARY, lambda s: s["versions"].pop(1))),
     ("entries are put in another order", lambda s: s["versions"].reverse()),
     ("the canary is promoted", both(NO_CANARY, put("traffic/stable", 2))),

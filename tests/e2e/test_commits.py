@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from demo.load import Load
-from devcluster.tenant import Tenant
+from devcluster.tenant import CHECKPOINTS, MODELS, Tenant
 
 from .conftest import deployment, upload_digits
 from .test_journey import host
@@ -22,7 +22,6 @@ def test_whatever_is_committed_in_mid_rollout_the_weights_are_never_wrong_on_the
     """argo-rollouts#4534: a new spec in mid-canary kills the old canary at once. #3941: a fast rollback goes to pods that are not
     ready. #4828, #3681: stable is scaled down before the proxies converge."""
     entries = upload_digits(tenant)
-    entries.append({**entries[1], "version": 3})
 
     def commit(stable: int, canary: int | None = None, **more: Any) -> None:
         rollout = {"steps": STEPS, "scaleDownDelay": "10s", **more}
@@ -43,6 +42,9 @@ def test_whatever_is_committed_in_mid_rollout_the_weights_are_never_wrong_on_the
     commit(1)
     tenant.wait_ready("digits", "Serving")
     published = {"Serving", "Published"}
+    tenant.wait(lambda: {v["phase"] for v in tenant.status("digits")["versions"]}, lambda seen: seen == published, 120)
+    entries.append(ready_made(tenant, entries[1]))
+    commit(1)
     tenant.wait(lambda: {v["phase"] for v in tenant.status("digits")["versions"]}, lambda seen: seen == published, 120)
     with (
         Watch(tenant) as watch,
@@ -77,3 +79,14 @@ def test_whatever_is_committed_in_mid_rollout_the_weights_are_never_wrong_on_the
     watch.check()
     assert watch.shares(3) == [0, 20, 0, 20, 0]
     assert [a for a in load.results() if not a.ok] == []
+
+
+def ready_made(tenant: Tenant, entry: dict[str, Any]) -> dict[str, Any]:
+    """A version 3 whose checkpoint is what version 2's export has made: an ONNX file, as a user would bring one."""
+    (key,) = [key for key in tenant.keys() if f"/{tenant.namespace}/" in key and key.endswith("/2/model.onnx")]
+    content = tenant.store.get_object(Bucket=MODELS, Key=key)["Body"].read()
+    name = f"{tenant.namespace}/v3.onnx"
+    checkpoint = {"uri": f"s3://{CHECKPOINTS}/{name}", "format": "ONNX", "sha256": tenant.upload(name, content)}
+    made = {**entry, "version": 3, "checkpoint": checkpoint}
+    del made["architecture"]
+    return made

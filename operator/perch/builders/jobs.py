@@ -41,7 +41,7 @@ def build_export_request(
     repository, checkpoint = spec.repository, entry.checkpoint
     parity = entry.verification.parity
     batching = entry.triton.dynamic_batching
-    parameters = entry.architecture.parameters
+    architecture = entry.architecture
     return contract.ExportRequest(
         owner=build_owner(identity, installation),
         model_name=spec.model_name or identity.name,
@@ -56,10 +56,12 @@ def build_export_request(
             region=checkpoint.region or repository.region,
         ),
         architecture=contract.Architecture(
-            name=entry.architecture.name,
-            parameters=parameters.model_dump(by_alias=True, exclude_none=True) if parameters else {},
-            layer=entry.architecture.layer,
-        ),
+            name=architecture.name,
+            parameters=architecture.parameters.model_dump(by_alias=True, exclude_none=True) if architecture.parameters else {},
+            layer=architecture.layer,
+        )
+        if architecture
+        else None,
         inputs=tuple(_tensor(t.name, t.data_type, t.shape) for t in entry.inputs),
         outputs=tuple(_tensor(t.name, t.data_type, t.shape) for t in entry.outputs),
         conversion=contract.Conversion(

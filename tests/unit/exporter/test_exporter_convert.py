@@ -36,6 +36,7 @@ pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch", reason="needs the exporter image's environment: torch is not installed here")
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # as the command line does, before onnxruntime is imported
 
+import onnx  # noqa: E402
 import onnxruntime  # noqa: E402
 import safetensors.torch  # noqa: E402
 
@@ -502,3 +503,114 @@ def test_every_name_that_is_offered_is_a_classification_model() -> None:
             assert name in names
             build_model(Architecture(name=f"torchvision:{name}"), [])
     assert request().architecture.name == "lenet5"
+
+
+# --- ready-made ONNX ---------------------------------------------------------------------------------------------------------
+
+
+def onnx_request(root: Path, checkpoint: Path, **changes: Any) -> ExportRequest:
+    return file_request(root, checkpoint, checkpoint__format="ONNX", architecture=None, **changes)
+
+
+def test_a_ready_made_onnx_file_is_proven_and_published_as_it_is(lenet: Any, tmp_path: Path) -> None:
+    made = converted(file_request(tmp_path, saved(lenet.state_dict(), tmp_path)), tmp_path / "made").output / MODEL
+    asked = onnx_request(tmp_path, made)
+    summary = export(asked, tmp_path / "work")
+    assert summary.outcome is Outcome.PUBLISHED
+    assert summary.parity is not None
+    assert (summary.parity.verdict, summary.parity.top1_agreement) == (Verdict.PASSED, 1)
+    assert summary.artifact_digest
+    download(Location(uri=asked.destination.uri), summary.artifact_digest, tmp_path / "pod", {})
+    assert (tmp_path / "pod/models/digits/1/model.onnx").read_bytes() == made.read_bytes()
+    golden = load_golden(tmp_path / "pod/golden/golden.npz")
+    with torch.inference_mode():
+        expected = lenet(torch.from_numpy(golden.inputs["image"])).numpy()
+    assert np.allclose(golden.outputs["logits"], expected, atol=1e-5)
+
+
+def graph_of(
+    nodes: list[Any], *, shape: tuple[Any, ...] = ("batch", 1, 28, 28), kind: int = onnx.TensorProto.FLOAT, opset: int = 18,
+    outputs: tuple[tuple[str, tuple[Any, ...]], ...] = (("logits", ("batch", 10)),), weights: list[Any] | None = None,
+) -> Any:  # fmt: skip
+    """A model of one input, `image`, whose weights are `w` [784, 10] if no others are given."""
+    matrix = np.random.default_rng(0).standard_normal((784, 10)).astype(np.float32)
+    return onnx.helper.make_model(
+        onnx.helper.make_graph(
+            nodes,
+            "graph",
+            [onnx.helper.make_tensor_value_info("image", kind, shape)],
+            [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims) for name, dims in outputs],
+            weights if weights is not None else [onnx.numpy_helper.from_array(matrix, "w")],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", opset)],
+        ir_version=9,
+    )
+
+
+def linear() -> list[Any]:
+    node = onnx.helper.make_node
+    return [node("Flatten", ["image"], ["flat"], axis=1), node("MatMul", ["flat", "w"], ["logits"])]
+
+
+def outside() -> Any:
+    tensor = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [784, 10], np.zeros(7840, np.float32).tobytes(), raw=True)
+    onnx.external_data_helper.set_external_data(tensor, "../../../etc/passwd")
+    tensor.ClearField("raw_data")
+    return graph_of(linear(), weights=[tensor])
+
+
+def outside_within() -> Any:
+    """The tensor hides in a graph within a node."""
+    tensor = outside().graph.initializer[0]
+    branch = onnx.helper.make_graph(
+        [onnx.helper.make_node("Constant", [], ["w"], value=tensor)], "branch", [],
+        [onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, (784, 10))],
+    )  # fmt: skip
+    true = onnx.numpy_helper.from_array(np.array(True), "true")
+    return graph_of(
+        [onnx.helper.make_node("If", ["true"], ["w"], then_branch=branch, else_branch=branch), *linear()], weights=[true]
+    )
+
+
+NO_ONNX: list[tuple[str, Callable[[], Any], Reason, str]] = [
+    ("weights in another file", outside, Reason.CHECKPOINT_UNREADABLE, "other files (../../../etc/passwd)"),
+    ("weights in another file, hidden in a branch", outside_within, Reason.CHECKPOINT_UNREADABLE, "other files"),
+    ("no ONNX at all", lambda: b"PK not a model", Reason.CHECKPOINT_UNREADABLE, "no valid ONNX file"),
+    ("an empty file", lambda: b"", Reason.CHECKPOINT_UNREADABLE, "no valid ONNX file"),
+    ("an opset of the future", lambda: graph_of(linear(), opset=99), Reason.CHECKPOINT_UNREADABLE, ""),
+    ("an operator that nobody knows", lambda: graph_of([onnx.helper.make_node("Guess", ["image"], ["logits"], domain="own")]),
+     Reason.CHECKPOINT_UNREADABLE, ""),
+    ("a fixed batch", lambda: graph_of(linear(), shape=(1, 1, 28, 28)), Reason.SHAPE_MISMATCH, "fixed batch of 1"),
+    ("another shape", lambda: graph_of(linear(), shape=("batch", 2, 14, 28)), Reason.SHAPE_MISMATCH, "[2, 14, 28] in the file"),
+    ("no batch", lambda: graph_of(linear(), shape=("batch", 784)), Reason.SHAPE_MISMATCH, "behind a batch"),
+    ("another type", lambda: graph_of([onnx.helper.make_node("Cast", ["image"], ["image32"], to=1),
+     onnx.helper.make_node("Flatten", ["image32"], ["flat"], axis=1), linear()[1]], kind=onnx.TensorProto.DOUBLE),
+     Reason.SHAPE_MISMATCH, "FP32 is supported alone"),
+    ("another output", lambda: graph_of([linear()[0], onnx.helper.make_node("MatMul", ["flat", "w"], ["scores"])],
+     outputs=(("scores", ("batch", 10)),)), Reason.SHAPE_MISMATCH, "the file has scores"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("made", "reason", "says"), [case[1:] for case in NO_ONNX], ids=[case[0] for case in NO_ONNX])
+def test_an_onnx_file_is_refused_that_has(made: Callable[[], Any], reason: Reason, says: str, tmp_path: Path) -> None:
+    content = made()
+    (tmp_path / "v1.onnx").write_bytes(content if isinstance(content, bytes) else content.SerializeToString())
+    with pytest.raises(StepFailed) as caught:
+        converted(onnx_request(tmp_path, tmp_path / "v1.onnx"), tmp_path)
+    assert caught.value.reason is reason
+    assert says in caught.value.message
+
+
+def test_an_onnx_file_whose_batches_answer_otherwise_than_its_samples_is_not_passed(tmp_path: Path) -> None:
+    """Normalized over the batch: each sample's answer depends on its neighbours. The control is the same without it."""
+    node = onnx.helper.make_node
+    mixed = [*linear()[:1], node("ReduceMean", ["flat", "first"], ["mean"], keepdims=1), node("Sub", ["flat", "mean"], ["own"]),
+             node("MatMul", ["own", "w"], ["logits"])]  # fmt: skip
+    first = onnx.numpy_helper.from_array(np.array([0], np.int64), "first")
+    weights = [graph_of(linear()).graph.initializer[0], first]
+    (tmp_path / "mixed.onnx").write_bytes(graph_of(mixed, weights=weights).SerializeToString())
+    with pytest.raises(StepFailed) as caught:
+        converted(onnx_request(tmp_path, tmp_path / "mixed.onnx"), tmp_path / "mixed")
+    assert caught.value.reason in (Reason.PARITY_FAILED, Reason.PARITY_UNPROVABLE)
+    (tmp_path / "linear.onnx").write_bytes(graph_of(linear()).SerializeToString())
+    converted(onnx_request(tmp_path, tmp_path / "linear.onnx"), tmp_path / "linear")

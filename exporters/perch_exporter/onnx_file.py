@@ -1,0 +1,110 @@
+"""Looks at a ready-made ONNX file before it is published as it is. Needs onnx; runs on bytes that nobody vouches for.
+
+Refused is what reaches beyond the one file that was named and whose digest was checked, and what is not what the version says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import TensorProto
+
+from perch_exporter.contract import ExportRequest, Reason, TensorSpec
+from perch_exporter.failure import StepFailed
+
+OPSETS = range(7, 24)
+"""Of the standard operators: what the onnxruntime of the exporter and of a Triton of the last years both run."""
+_STANDARD = ("", "ai.onnx")
+
+
+def check_onnx(path: Path) -> int:
+    """The opset of the standard operators. Raises CheckpointUnreadable."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+        outside = sorted({_location(tensor) for tensor in _tensors(model) if tensor.data_location == TensorProto.EXTERNAL})
+        if not outside:
+            onnx.checker.check_model(model)
+    except Exception as error:  # onnx raises whatever the broken bytes lead it to
+        raise _unreadable(f"it is no valid ONNX file: {type(error).__name__}: {str(error)[:400]}") from error
+    if outside:
+        raise _unreadable(
+            f"it keeps weights in other files ({', '.join(outside[:3])}), which no digest covers; save it as one file "
+            "(onnx.save with save_as_external_data=False)"
+        )
+    opset = next((entry.version for entry in model.opset_import if entry.domain in _STANDARD), 0)
+    if opset not in OPSETS:
+        raise _unreadable(f"it has opset {opset} of the standard operators; {OPSETS.start} to {OPSETS.stop - 1} are known")
+    return opset
+
+
+def _unreadable(words: str) -> StepFailed:
+    return StepFailed(Reason.CHECKPOINT_UNREADABLE, f"the checkpoint cannot be served as ONNX: {words}")
+
+
+def _location(tensor: TensorProto) -> str:
+    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "?")[:100]
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Every tensor, also those in nodes, in graphs within nodes, and in functions."""
+    yield from _of_graph(model.graph)
+    for function in model.functions:
+        yield from _of_nodes(function.node)
+
+
+def _of_graph(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _of_graph(graph)
+
+
+def check_signature(session: Any, request: ExportRequest) -> None:
+    """Whether the file's inputs and outputs are the version's, with a batch of any size first. Raises ShapeMismatch."""
+    for kind, specs, found in (
+        ("inputs", request.inputs, session.get_inputs()),
+        ("outputs", request.outputs, session.get_outputs()),
+    ):
+        there = {tensor.name: tensor for tensor in found}
+        if set(there) != {spec.name for spec in specs}:
+            raise _mismatch(f"the version names the {kind} {_names(specs)} and the file has {', '.join(sorted(there))}")
+        for spec in specs:
+            _check(kind, spec, there[spec.name])
+
+
+def _check(kind: str, spec: TensorSpec, tensor: Any) -> None:
+    if tensor.type != "tensor(float)":
+        raise _mismatch(f"{kind}: {spec.name} is a {tensor.type} in the file, and FP32 is supported alone")
+    shape = list(tensor.shape)
+    if len(shape) != len(spec.shape) + 1:
+        raise _mismatch(
+            f"{kind}: {spec.name} has shape {shape} in the file, and {list(spec.shape)} behind a batch in the version"
+        )
+    if isinstance(shape[0], int):
+        raise _mismatch(
+            f"{kind}: {spec.name} has a fixed batch of {shape[0]} in the file; export it with a dynamic first dimension"
+        )
+    for wanted, has in zip(spec.shape, shape[1:], strict=True):
+        if isinstance(has, int) and has != wanted:
+            raise _mismatch(f"{kind}: {spec.name} has shape {shape[1:]} in the file and {list(spec.shape)} in the version")
+
+
+def _names(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(sorted(spec.name for spec in specs))
+
+
+def _mismatch(words: str) -> StepFailed:
+    return StepFailed(Reason.SHAPE_MISMATCH, words)
