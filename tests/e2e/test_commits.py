@@ -83,7 +83,8 @@ def test_whatever_is_committed_in_mid_rollout_the_weights_are_never_wrong_on_the
 
 def ready_made(tenant: Tenant, entry: dict[str, Any]) -> dict[str, Any]:
     """A version 3 whose checkpoint is what version 2's export has made: an ONNX file, as a user would bring one."""
-    (key,) = [key for key in tenant.keys() if f"/{tenant.namespace}/" in key and key.endswith("/2/model.onnx")]
+    published = tenant.keys()
+    (key,) = [key for key in published if f"/{tenant.namespace}/" in key and key.endswith("/2/model.onnx")]
     content = tenant.store.get_object(Bucket=MODELS, Key=key)["Body"].read()
     name = f"{tenant.namespace}/v3.onnx"
     checkpoint = {"uri": f"s3://{CHECKPOINTS}/{name}", "format": "ONNX", "sha256": tenant.upload(name, content)}
