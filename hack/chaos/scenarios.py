@@ -164,7 +164,8 @@ def upgrade_operator(stage: Stage) -> str:
         stage.serve(2, scaleDownDelay="10m")
         install(stage.cluster, wait=False)
         stage.serve(1, scaleDownDelay="10m")
-        expect(stage.uids() == kept, "no pod was replaced")
+        # The promotion added pods to version 2, which leave again.
+        expect(kept <= stage.uids(), "no pod was replaced")
     finally:
         install(stage.cluster)
     return "upgraded while the canary started, and back between a promotion and its revert; no pod of a model was replaced"
