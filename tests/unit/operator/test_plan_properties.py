@@ -45,7 +45,10 @@ class Story:
 
     def _spec(self) -> Any:
         stable, canary, weight = self.traffic
-        return spec(*VERSIONS, stable=stable, canary=canary, weight=weight, runtime=self.runtime)
+        # Longer than any story: a canary that is aborted for its slow start ends otherwise (see RolloutStory).
+        made = spec(*VERSIONS, stable=stable, canary=canary, weight=weight, runtime=self.runtime)
+        assert made.rollout is not None
+        return made.model_copy(update={"rollout": made.rollout.model_copy(update={"progress_deadline": "24h"})})
 
     def happen(self, what: str, detail: Any) -> None:
         world = self.world
