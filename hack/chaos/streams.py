@@ -79,6 +79,10 @@ def streaming(stage: Stage) -> Iterator[list[Stream]]:
     finally:
         over.set()
         worker.join()
+        # What was sent last is still under way, and to close a stream would cancel it.
+        deadline = time.monotonic() + SILENCE
+        while any(stream.open and not stream.end for stream in streams) and time.monotonic() < deadline:
+            time.sleep(0.1)
         for stream in streams:
             stream.close()
 
