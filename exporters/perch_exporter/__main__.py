@@ -48,7 +48,7 @@ Document = TypeVar("Document", ExportRequest, DeleteRequest)
 
 @app.command()
 def fetch(request: RequestPath, workspace: WorkspacePath, termination_log: TerminationLog = None) -> None:
-    """Bring the checkpoint and check its sha256; see whether the artefact is published already."""
+    """Bring the checkpoint and what else the request names, check each sha256; see whether the artefact is published already."""
     with _step(Step.FETCH, termination_log):
         from perch_exporter.fetch import fetch as run
 

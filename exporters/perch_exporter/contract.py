@@ -98,6 +98,15 @@ class Location(_Contract):
     region: Region | None = None
 
 
+class Object(Location):
+    """One file that a request names: fetch brings it, and nothing parses a byte of it before its sha256 is right."""
+
+    LIMIT: ClassVar[int] = 2**30
+    """Most bytes, whatever the request says: a node's disk is shared."""
+
+    sha256: Sha256
+
+
 class Destination(Location):
     """The artefact's own full prefix: <repository>/<namespace>/<name>/<version>-<artifactRevision>."""
 
@@ -108,9 +117,11 @@ class CheckpointFormat(StrEnum):
     ONNX = "ONNX"
 
 
-class Checkpoint(Location):
+class Checkpoint(Object):
+    LIMIT: ClassVar[int] = 20 * 2**30
+    """Classical networks stay below 1 GiB."""
+
     format: CheckpointFormat
-    sha256: Sha256
     state_dict_key: Annotated[str, _text(r"^[A-Za-z0-9_.-]+$", 128)] | None = None
     """Where a training checkpoint keeps the state dict."""
 
@@ -216,6 +227,9 @@ class Triton(_Contract):
         return self
 
 
+CHECKPOINT = "checkpoint"
+"""Name of the object that every request has."""
+
 Tensors = Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=16)]
 
 
@@ -250,6 +264,10 @@ class ExportRequest(_Contract):
         if self.checkpoint.format is CheckpointFormat.ONNX and self.conversion.opset is not None:
             raise ValueError("conversion.opset is for an export, and an ONNX file is published as it is")
         return self
+
+    def objects(self) -> dict[str, Object]:
+        """What fetch brings, by its name in the workspace. All of it is read with the checkpoint's credentials."""
+        return {CHECKPOINT: self.checkpoint}
 
 
 class DeleteRequest(_Contract):

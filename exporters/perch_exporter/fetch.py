@@ -1,4 +1,4 @@
-"""First step of the Job: brings the checkpoint and checks its sha256, before a byte of it is parsed by anything.
+"""First step of the Job: brings what the request names and checks each sha256, before a byte of it is parsed by anything.
 
 Stands in the slim image with the checkpoint's and the repository's credentials. It also looks whether the repository
 holds this very artefact already, and then the later steps have nothing to do.
@@ -9,17 +9,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from perch_exporter.artifact import published, sha256_of
-from perch_exporter.contract import ExportRequest, Outcome, Reason
+from perch_exporter.contract import ExportRequest, Object, Outcome, Reason
 from perch_exporter.failure import StepFailed
 from perch_exporter.store import checkpoint_credentials, open_object, open_store, repository_credentials
 from perch_exporter.workspace import Workspace
 
 log = logging.getLogger(__name__)
-
-MAX_CHECKPOINT_BYTES = 20 * 2**30
-"""Whatever the request says: classical networks stay below 1 GiB, and a node's disk is shared."""
 
 
 def fetch(request: ExportRequest, workspace: Workspace, environment: Mapping[str, str]) -> None:
@@ -30,25 +28,25 @@ def fetch(request: ExportRequest, workspace: Workspace, environment: Mapping[str
         workspace.write_published(found.summary(request.destination.uri, Outcome.ALREADY_PUBLISHED))
         log.info("already published as %s, nothing to do", found.digest)
         return
-    _fetch_checkpoint(request, workspace, environment)
+    for name, wanted in request.objects().items():
+        _fetch_object(name, wanted, workspace.object(name), environment)
     workspace.write_fetch_seconds(time.monotonic() - started)
 
 
-def _fetch_checkpoint(request: ExportRequest, workspace: Workspace, environment: Mapping[str, str]) -> None:
-    target = workspace.checkpoint
+def _fetch_object(name: str, wanted: Object, target: Path, environment: Mapping[str, str]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists() and sha256_of(target) == request.checkpoint.sha256:
-        log.info("the checkpoint is here already, from an earlier attempt")
+    if target.exists() and sha256_of(target) == wanted.sha256:
+        log.info("the %s is here already, from an earlier attempt", name)
         return
-    store, key = open_object(request.checkpoint, checkpoint_credentials(environment))
+    store, key = open_object(wanted, checkpoint_credentials(environment))
     log.info("fetching %s", store.where(key))
-    store.download(key, target, MAX_CHECKPOINT_BYTES)
+    store.download(key, target, wanted.LIMIT)
     actual = sha256_of(target)
-    if actual != request.checkpoint.sha256:
+    if actual != wanted.sha256:
         target.unlink()
         raise StepFailed(
             Reason.CHECKSUM_MISMATCH,
-            f"{request.checkpoint.uri} has sha256 {actual}, but the version's checkpoint.sha256 says "
-            f"{request.checkpoint.sha256}: the object changed, or the number is another file's",
+            f"{wanted.uri} has sha256 {actual}, but the version's {name}.sha256 says "
+            f"{wanted.sha256}: the object changed, or the number is another file's",
         )
-    log.info("checkpoint of %d bytes has the expected sha256", target.stat().st_size)
+    log.info("%s of %d bytes has the expected sha256", name, target.stat().st_size)

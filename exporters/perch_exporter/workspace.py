@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from perch_exporter.contract import StepSeconds, Summary
+from perch_exporter.contract import CHECKPOINT, StepSeconds, Summary
 
 MODEL = "model.onnx"
 GOLDEN = "golden.npz"
@@ -23,7 +23,11 @@ class Workspace:
 
     @property
     def checkpoint(self) -> Path:
-        return self.root / "checkpoint" / "checkpoint"
+        return self.object(CHECKPOINT)
+
+    def object(self, name: str) -> Path:
+        """Where fetch puts the object that the request calls so (`ExportRequest.objects`)."""
+        return self.root / "checkpoint" / name
 
     @property
     def state(self) -> Path:
