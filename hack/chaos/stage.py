@@ -37,7 +37,10 @@ CANARY_WEIGHT = 50
 SLOW, TURNS = 3, 50
 """A third version, of the second one's checkpoint: right, and some twenty milliseconds slower than it."""
 PROXIES = 3.0
-"""Seconds until the proxies have taken a policy or a pod in: nothing tells."""
+"""Seconds until the proxies have taken a pod in: nothing tells."""
+POLICIES = 20.0
+"""Seconds until the proxies have taken a policy in. One that changes how pods are chosen changes Envoy's cluster, and Envoy goes on
+with the former one until new endpoints come, or 15 s are over (its initial_fetch_timeout)."""
 PATIENCE = 300.0
 """Seconds for a change to be done. Two cores may be busy with much else."""
 
@@ -191,15 +194,15 @@ class Stage:
         policy["spec"]["retry"]["retryOn"]["triggers"] = list(triggers)
         for each in (policy, *([buffers] if large else [])):
             self.cluster.kubectl("apply", "--server-side", "-f", "-", input=yaml.safe_dump(each))
-        time.sleep(PROXIES)
+        time.sleep(POLICIES)
         try:
             yield
         finally:
             self.forget_retries()
+            time.sleep(POLICIES)
 
     def forget_retries(self) -> None:
         self.cluster.kubectl("delete", "--ignore-not-found", "-f", str(MANIFESTS / "retries.yaml"))
-        time.sleep(PROXIES)
 
     @contextmanager
     def without(self, component: str) -> Iterator[None]:
