@@ -49,6 +49,7 @@ class Published:
             artifact_digest=self.digest,
             size_bytes=self.manifest.size_bytes,
             parity=self.manifest.parity,
+            accuracy=self.manifest.accuracy and self.manifest.accuracy.model_copy(update={"confused": ()}),
             tooling=self.manifest.tooling,
             seconds=seconds,
         )

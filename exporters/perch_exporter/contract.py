@@ -189,8 +189,33 @@ class ParityTolerance(_Contract):
         return float(self.relative_tolerance)
 
 
+class DataSet(Object):
+    """Samples with their labels; `perch_exporter.datasets` reads its forms."""
+
+    LIMIT: ClassVar[int] = 8 * 2**30
+
+
+class OnFailure(StrEnum):
+    BLOCK = "Block"
+    WARN = "Warn"
+
+
+Share = Annotated[str, _text(r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$", 12)]
+"""From 0 to 1, as text: these are hashed."""
+
+
+class AccuracyGate(_Contract):
+    """Top-1 accuracy on a labelled data set: at least `minimum`, and at most `maximum_drop` below the checkpoint's own."""
+
+    dataset: DataSet
+    minimum: Share | None = None
+    maximum_drop: Share | None = None
+    on_failure: OnFailure = OnFailure.BLOCK
+
+
 class Verification(_Contract):
     parity: ParityTolerance = ParityTolerance()
+    accuracy: AccuracyGate | None = None
 
 
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
@@ -230,6 +255,8 @@ class Triton(_Contract):
 CHECKPOINT = "checkpoint"
 """Name of the object that every request has."""
 
+ACCURACY = "verification.accuracy.dataset"
+
 Tensors = Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=16)]
 
 
@@ -265,9 +292,18 @@ class ExportRequest(_Contract):
             raise ValueError("conversion.opset is for an export, and an ONNX file is published as it is")
         return self
 
+    @model_validator(mode="after")
+    def _classes_to_judge(self) -> Self:
+        if self.verification.accuracy is not None and len(self.outputs[0].shape) != 1:
+            raise ValueError("verification.accuracy judges classes: the first output needs the shape [classes]")
+        return self
+
     def objects(self) -> dict[str, Object]:
         """What fetch brings, by its name in the workspace. All of it is read with the checkpoint's credentials."""
-        return {CHECKPOINT: self.checkpoint}
+        found: dict[str, Object] = {CHECKPOINT: self.checkpoint}
+        if self.verification.accuracy is not None:
+            found[ACCURACY] = self.verification.accuracy.dataset
+        return found
 
 
 class DeleteRequest(_Contract):
@@ -298,6 +334,32 @@ class Parity(_Contract):
     top1_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
+class Confused(_Contract):
+    """Samples of the class `label` that were taken for `predicted`, the most frequent pairs first."""
+
+    label: Annotated[int, Field(ge=0)]
+    predicted: Annotated[int, Field(ge=0)]
+    count: Annotated[int, Field(ge=1)]
+
+
+class Accuracy(_Contract):
+    """Of how many samples the label is the artefact's first answer (`correct`), and of how many the checkpoint's."""
+
+    verdict: Verdict
+    message: Annotated[str, Field(max_length=1024)] = ""
+    dataset_sha256: Sha256
+    samples: Annotated[int, Field(ge=1)]
+    correct: Annotated[int, Field(ge=0)]
+    checkpoint_correct: Annotated[int, Field(ge=0)]
+    confused: Annotated[tuple[Confused, ...], Field(max_length=20)] = ()
+
+    @model_validator(mode="after")
+    def _within_the_samples(self) -> Self:
+        if max(self.correct, self.checkpoint_correct) > self.samples:
+            raise ValueError(f"more correct answers than the {self.samples} samples")
+        return self
+
+
 class Tooling(_Contract):
     torch: ToolVersion
     onnx: ToolVersion
@@ -316,6 +378,7 @@ class Figures(_Contract):
 
     schema_: Literal["perch.dev/figures/v1"] = Field(default="perch.dev/figures/v1", alias="schema")
     parity: Parity
+    accuracy: Accuracy | None = None
     tooling: Tooling
     seconds: Seconds
 
@@ -342,6 +405,7 @@ class Manifest(_Contract):
     files: Annotated[Mapping[ArtifactPath, FileEntry], Field(min_length=1, max_length=64)]
     parity: Parity
     tolerance: ParityTolerance
+    accuracy: Accuracy | None = None
     tooling: Tooling
 
     def to_bytes(self) -> bytes:
@@ -379,6 +443,8 @@ class Reason(StrEnum):
     EXPORT_FAILED = "ExportFailed"
     PARITY_FAILED = "ParityFailed"
     PARITY_UNPROVABLE = "ParityUnprovable"
+    ACCURACY_FAILED = "AccuracyFailed"
+    DATA_SET_UNREADABLE = "DataSetUnreadable"
     OUTPUT_REJECTED = "OutputRejected"
     PREFIX_OWNED_BY_ANOTHER = "PrefixOwnedByAnother"
     ARTIFACT_CORRUPT = "ArtifactCorrupt"
@@ -444,6 +510,8 @@ class Summary(_Contract):
     artifact_digest: Digest | None = None
     size_bytes: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
     parity: Parity | None = None
+    accuracy: Accuracy | None = None
+    """Without the confused classes: there is no room."""
     tooling: Tooling | None = None
     seconds: StepSeconds | None = None
     error: ErrorReport | None = None

@@ -20,9 +20,23 @@ import onnxruntime
 import torch
 from torch import nn
 
+from perch_exporter.accuracy import Tally, judge_accuracy
 from perch_exporter.architectures import build_model, cut
 from perch_exporter.checkpoint import load_model, read_state_dict
-from perch_exporter.contract import Architecture, ExportRequest, Figures, Parity, Reason, TensorSpec, Tooling, Verdict
+from perch_exporter.contract import (
+    ACCURACY,
+    Accuracy,
+    Architecture,
+    ExportRequest,
+    Figures,
+    OnFailure,
+    Parity,
+    Reason,
+    TensorSpec,
+    Tooling,
+    Verdict,
+)
+from perch_exporter.datasets import open_data_set
 from perch_exporter.failure import StepFailed
 from perch_exporter.onnx_file import check_onnx, check_signature
 from perch_exporter.parity import Answers, judge
@@ -37,6 +51,7 @@ DEFAULT_OPSET = 18
 _PROTOBUF_LIMIT = 2**31 - 2**20
 _OTHER_DYNAMIC = 256
 _UNEVEN_BATCH = 3
+_ACCURACY_BATCH = 32
 
 
 Reference = Callable[[Tensors], dict[str, Array]]
@@ -64,7 +79,8 @@ def convert(request: ExportRequest, workspace: Workspace) -> None:
     log.info("parity %s: %s", parity.verdict, parity.message)
     if parity.verdict is not Verdict.PASSED:
         raise parity_failure(parity)
-    figures = Figures(parity=parity, tooling=_tooling(opset), seconds=round(time.monotonic() - started, 3))
+    accuracy = _measure(request, workspace, reference, path)
+    figures = Figures(parity=parity, accuracy=accuracy, tooling=_tooling(opset), seconds=round(time.monotonic() - started, 3))
     (workspace.output / FIGURES).write_text(figures.to_json())
 
 
@@ -200,6 +216,26 @@ def _prove(request: ExportRequest, reference: Reference, golden: Golden, path: P
         other = Golden(inputs, reference(inputs))
         cases.append(_case(session, names, other, count, f" with dynamic sizes of {_OTHER_DYNAMIC}"))
     return judge(cases, request.verification.parity)
+
+
+def _measure(request: ExportRequest, workspace: Workspace, reference: Reference, path: Path) -> Accuracy | None:
+    """Top-1 of checkpoint and artefact on the labelled set, where the version has one. Raises AccuracyFailed."""
+    gate = request.verification.accuracy
+    if gate is None:
+        return None
+    first = request.outputs[0].name
+    found = open_data_set(workspace.object(ACCURACY), request.inputs, classes=request.outputs[0].shape[0])
+    session, tally = _session(path), Tally()
+    for inputs, labels in found.batches(_ACCURACY_BATCH):
+        tally.add(labels, ask(session, [first], inputs, _ACCURACY_BATCH)[first], reference(inputs)[first])
+    accuracy = judge_accuracy(tally, gate)
+    log.info("accuracy %s: %s", accuracy.verdict, accuracy.message)
+    if accuracy.verdict is not Verdict.PASSED and gate.on_failure is OnFailure.BLOCK:
+        raise StepFailed(
+            Reason.ACCURACY_FAILED,
+            f"{accuracy.message}; a limit of verification.accuracy is missed (onFailure: Warn would publish it nevertheless)",
+        )
+    return accuracy
 
 
 def _case(session: onnxruntime.InferenceSession, names: list[str], golden: Golden, batch: int, note: str) -> Answers:

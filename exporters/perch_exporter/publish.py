@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from perch_exporter.accuracy import judge_accuracy
 from perch_exporter.artifact import (
     GOLDEN_KEY,
     Published,
@@ -28,11 +29,14 @@ from perch_exporter.artifact import (
     sha256_of,
 )
 from perch_exporter.contract import (
+    Accuracy,
+    AccuracyGate,
     Claim,
     ExportRequest,
     Figures,
     FileEntry,
     Manifest,
+    OnFailure,
     Outcome,
     Reason,
     StepSeconds,
@@ -98,6 +102,7 @@ def _upload(request: ExportRequest, output: Path, figures: Figures, store: Store
         files=entries,
         parity=figures.parity,
         tolerance=request.verification.parity,
+        accuracy=figures.accuracy,
         tooling=figures.tooling,
     )
     content = manifest.to_bytes()
@@ -156,6 +161,21 @@ def _judge_again(figures: Figures, golden: Golden, request: ExportRequest) -> No
         raise _rejected(f"the golden samples prove nothing: {provable.message}")
     if figures.parity.verdict is not Verdict.PASSED or not within(figures.parity, tolerance):
         raise _rejected(f"the figures do not pass: {figures.parity.message}")
+    _judge_accuracy_again(figures.accuracy, request.verification.accuracy)
+
+
+def _judge_accuracy_again(found: Accuracy | None, gate: AccuracyGate | None) -> None:
+    if (found is None) != (gate is None):
+        raise _rejected(
+            f"accuracy was {'not ' if found is None else ''}measured, and the version does {'' if gate else 'not '}ask"
+        )
+    if found is None or gate is None:
+        return
+    again = judge_accuracy(found, gate)
+    if again != found:
+        raise _rejected(f"the accuracy's verdict is not that of its figures: {found.message}")
+    if again.verdict is not Verdict.PASSED and gate.on_failure is OnFailure.BLOCK:
+        raise _rejected(f"the figures do not pass: {again.message}")
 
 
 def _rejected(why: str) -> StepFailed:

@@ -39,8 +39,8 @@ SLOW, TURNS = 3, 50
 PROXIES = 3.0
 """Seconds until the proxies have taken a pod in: nothing tells."""
 POLICIES = 20.0
-"""Seconds until the proxies have taken a policy in. One that changes how pods are chosen changes Envoy's cluster, and Envoy goes on
-with the former one until new endpoints come, or 15 s are over (its initial_fetch_timeout)."""
+"""Seconds until the proxies have taken a policy in. One that changes how pods are chosen changes Envoy's cluster, and Envoy goes
+on with the former one until new endpoints come, or 15 s are over (its initial_fetch_timeout)."""
 PATIENCE = 300.0
 """Seconds for a change to be done. Two cores may be busy with much else."""
 

@@ -184,6 +184,14 @@ TensorName = Annotated[
         json_schema_extra=_refusal("write a tensor's name: a letter or '_' first, then letters, digits, '_', '.' and '-'"),
     ),
 ]
+Sha256 = Annotated[
+    str,
+    Field(
+        pattern=r"^[0-9a-f]{64}$",
+        max_length=80,
+        json_schema_extra=_refusal("write the 64 lower-case hex digits that `sha256sum FILE` prints"),
+    ),
+]
 _REPOSITORY = r"[a-z0-9]+([._-]+[a-z0-9]+)*"
 Image = Annotated[
     str,
@@ -258,10 +266,7 @@ class Checkpoint(Model):
         description="StateDict: torch.save(model.state_dict()), loaded with weights_only. SafeTensors: a .safetensors file. "
         "ONNX: a whole model in one file, which is checked and published as it is."
     )
-    sha256: str = Field(
-        pattern=r"^[0-9a-f]{64}$",
-        max_length=80,
-        json_schema_extra=_refusal("write the 64 lower-case hex digits that `sha256sum FILE` prints"),
+    sha256: Sha256 = Field(
         description="SHA-256 of the object, 64 lower-case hex digits (sha256sum FILE). Checked before a byte is parsed.",
     )
     state_dict_key: str | None = Field(
@@ -354,10 +359,58 @@ class Parity(Model):
     )
 
 
+_SHARE_REFUSAL = 'write a share from 0 to 1 in quotes, such as "0.95"'
+Share = Annotated[
+    str,
+    Field(
+        max_length=12,
+        pattern=r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$",
+        json_schema_extra=_refusal(_SHARE_REFUSAL),
+    ),
+]
+
+
+class DataSet(Model):
+    """Samples with labels in an object store, reached with the checkpoint's endpoint and credentials."""
+
+    uri: S3Object = Field(
+        description="An npz file with one array for each input ([samples, *shape], in the input's data type) and, where labels "
+        "are needed, one named labels (whole numbers from 0, [samples])."
+    )
+    sha256: Sha256 = Field(description="SHA-256 of the object, 64 lower-case hex digits (sha256sum FILE).")
+
+
+class Accuracy(Model):
+    """Share of a labelled data set's samples that get their label as the first answer (top-1)."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            (
+                "has(self.minimum) || has(self.maximumDrop) || has(self.maximumDropFromStable)",
+                "no limit is given: give minimum, maximumDrop or maximumDropFromStable",
+            ),
+        )
+    )
+    dataset: DataSet = Field(description="The labelled data set.")
+    minimum: Share | None = Field(None, description='Least accuracy of the artefact, a decimal string such as "0.95".')
+    maximum_drop: Share | None = Field(
+        None, description='How far the artefact may fall below its own checkpoint, a decimal string such as "0.01".'
+    )
+    maximum_drop_from_stable: Share | None = Field(
+        None,
+        description="How far the artefact may fall below the stable version when it becomes the canary, a decimal string. "
+        "Compared where both saw the same data set, by its sha256; a larger drop aborts the canary before it has any traffic.",
+    )
+    on_failure: Literal["Block", "Warn"] = Field(
+        "Block", description="What a missed limit does: Block (default), or Warn with an event and go on."
+    )
+
+
 class Verification(Model):
     """The gates that a version must pass before it is published."""
 
     parity: Parity | None = Field(None, description="Answers of the artefact against answers of the checkpoint.")
+    accuracy: Accuracy | None = Field(None, description="Answers of the artefact against labels.")
 
 
 class DynamicBatching(Model):
@@ -427,6 +480,11 @@ class Version(Model):
                 "self.checkpoint.format != 'ONNX' || !has(self.conversion) || !has(self.conversion.opset)",
                 "remove conversion.opset: a file of format ONNX is published as it is",
                 ".conversion",
+            ),
+            (
+                "!has(self.verification) || !has(self.verification.accuracy) || self.outputs[0].shape.size() == 1",
+                "accuracy judges classes: give the first output the shape [classes], or remove accuracy",
+                ".verification.accuracy",
             ),
         )
     )
@@ -1238,6 +1296,15 @@ class ParityStatus(StatusModel):
     verdict: str = Field(description="Passed or Failed.")
 
 
+class AccuracyStatus(StatusModel):
+    accuracy: str = Field(description="Share of the data set's samples with the right first answer.")
+    checkpoint_accuracy: str = Field(description="The same of the checkpoint.")
+    correct: Int32 = Field(description="Samples with the right first answer.")
+    samples: Int32 = Field(description="Samples of the data set.")
+    dataset_sha256: str = Field(description="SHA-256 of the data set.")
+    verdict: str = Field(description="Passed, or Failed where verification.accuracy.onFailure is Warn.")
+
+
 class VersionStatus(StatusModel):
     version: Int32 = Field(description="Version number.")
     artifact_revision: str = Field(description="Hash of the entry in spec.versions: names the artefact's prefix.")
@@ -1246,6 +1313,7 @@ class VersionStatus(StatusModel):
     artifact_digest: str | None = Field(None, description="SHA-256 of the artefact's manifest.json, which pods check.")
     serving_hash: str | None = Field(None, description="Hash of artefact and runtime that the pods run.")
     parity: ParityStatus | None = Field(None, description="Figures of the parity gate.")
+    accuracy: AccuracyStatus | None = Field(None, description="Figures of the accuracy gate.")
     replicas: Int32 = Field(0, description="Pods wanted.")
     ready_replicas: Int32 = Field(0, description="Pods ready.")
     weight: Int32 = Field(0, description="Percent of the traffic.")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal
 
-from perch.api import Condition, Phase, Status, VersionStatus
+from perch.api import AccuracyStatus, Condition, Phase, Status, VersionStatus
 from perch.observed import RouteFacts
 from perch.traffic import NOT_READY, Readiness
 
@@ -245,6 +245,8 @@ def build_events(before: Status, after: Status) -> tuple[Event, ...]:
         old = before.of(version.version)
         if version.artifact_digest and (old is None or old.artifact_digest != version.artifact_digest):
             events.append(_published(version))
+            if version.accuracy and version.accuracy.verdict != "Passed":
+                events.append(_missed(version.version, version.accuracy))
         if old is None or old.phase is not version.phase or old.artifact_revision != version.artifact_revision:
             if event := _phase_event(version, old):
                 events.append(event)
@@ -291,7 +293,18 @@ def _phase_event(version: VersionStatus, old: VersionStatus | None) -> Event | N
 def _published(version: VersionStatus) -> Event:
     parity = version.parity
     figures = f", parity {parity.verdict} at {parity.max_absolute_error}" if parity else ""
+    if accuracy := version.accuracy:
+        figures += f", accuracy {accuracy.accuracy} ({accuracy.verdict}; the checkpoint's is {accuracy.checkpoint_accuracy})"
     return Event("Normal", "VersionPublished", f"version {version.version}: {version.artifact_uri}{figures}")
+
+
+def _missed(number: int, accuracy: AccuracyStatus) -> Event:
+    return Event(
+        "Warning",
+        "AccuracyMissed",
+        f"version {number} is published though its accuracy of {accuracy.accuracy} on {accuracy.samples} samples "
+        f"(the checkpoint's is {accuracy.checkpoint_accuracy}) misses a limit of verification.accuracy, since onFailure is Warn",
+    )
 
 
 def format_time(moment: datetime) -> str:

@@ -37,7 +37,16 @@ def entry(version: int) -> dict[str, Any]:
         "inputs": [{"name": "image", "dataType": "FP32", "shape": [1, 28, 28]}],
         "outputs": [{"name": "logits", "dataType": "FP32", "shape": [10]}],
         "conversion": {"target": "ONNX", "precision": "FP32", "opset": 20},
-        "verification": {"parity": {"absoluteTolerance": "1e-3", "relativeTolerance": "0.001"}},
+        "verification": {
+            "parity": {"absoluteTolerance": "1e-3", "relativeTolerance": "0.001"},
+            "accuracy": {
+                "dataset": {"uri": "s3://data/digits/test.npz", "sha256": "d" * 64},
+                "minimum": "0.95",
+                "maximumDrop": "0.01",
+                "maximumDropFromStable": "0",
+                "onFailure": "Warn",
+            },
+        },
         "triton": {
             "maxBatchSize": 32,
             "dynamicBatching": {"maxQueueDelayMicroseconds": 500, "preferredBatchSizes": [8, 16]},
@@ -889,6 +898,38 @@ REFUSED_WHEN_CREATED = [
         put("versions/0/verification/parity/absoluteTolerance", "0.00"),
         f"{V}.verification.parity.absoluteTolerance",
         "give a small positive one",
+        False,
+    ),
+    Refusal(
+        "an accuracy has no limit",
+        put("versions/0/verification/accuracy", {"dataset": {"uri": "s3://data/test.npz", "sha256": "d" * 64}}),
+        f"{V}.verification.accuracy",
+        "give minimum, maximumDrop or maximumDropFromStable",
+        False,
+    ),
+    Refusal(
+        "an accuracy has no data set",
+        drop("versions/0/verification/accuracy/dataset"),
+        f"{V}.verification.accuracy.dataset",
+        "Required value",
+    ),
+    Refusal(
+        "an accuracy is a percentage",
+        put("versions/0/verification/accuracy/minimum", "95"),
+        f"{V}.verification.accuracy.minimum",
+        "a share from 0 to 1",
+    ),
+    Refusal(
+        "an allowed drop is negative",
+        put("versions/0/verification/accuracy/maximumDrop", "-0.01"),
+        f"{V}.verification.accuracy.maximumDrop",
+        "a share from 0 to 1",
+    ),
+    Refusal(
+        "accuracy is asked of a network that gives no classes",
+        put("versions/0/outputs/0/shape", [10, 7, 7]),
+        f"{V}.verification.accuracy",
+        "give the first output the shape [classes]",
         False,
     ),
     Refusal(

@@ -39,9 +39,11 @@ def build_export_request(
 ) -> contract.ExportRequest:
     """The exporter's view of one version. Raises pydantic.ValidationError where the exporter would refuse it."""
     repository, checkpoint = spec.repository, entry.checkpoint
-    parity = entry.verification.parity
+    parity, accuracy = entry.verification.parity, entry.verification.accuracy
     batching = entry.triton.dynamic_batching
     architecture = entry.architecture
+    # Whatever else a version names lies beside its checkpoint.
+    reached = {"endpoint": checkpoint.endpoint or repository.endpoint, "region": checkpoint.region or repository.region}
     return contract.ExportRequest(
         owner=build_owner(identity, installation),
         model_name=spec.model_name or identity.name,
@@ -52,8 +54,7 @@ def build_export_request(
             format=contract.CheckpointFormat(checkpoint.format),
             sha256=checkpoint.sha256,
             state_dict_key=checkpoint.state_dict_key,
-            endpoint=checkpoint.endpoint or repository.endpoint,
-            region=checkpoint.region or repository.region,
+            **reached,
         ),
         architecture=contract.Architecture(
             name=architecture.name,
@@ -68,7 +69,15 @@ def build_export_request(
             target=entry.conversion.target, precision=entry.conversion.precision, opset=entry.conversion.opset
         ),
         verification=contract.Verification(
-            parity=contract.ParityTolerance.model_validate(parity.model_dump(by_alias=True, exclude_none=True) if parity else {})
+            parity=contract.ParityTolerance.model_validate(parity.model_dump(by_alias=True, exclude_none=True) if parity else {}),
+            accuracy=contract.AccuracyGate(
+                dataset=contract.DataSet(uri=accuracy.dataset.uri, sha256=accuracy.dataset.sha256, **reached),
+                minimum=accuracy.minimum,
+                maximum_drop=accuracy.maximum_drop,
+                on_failure=contract.OnFailure(accuracy.on_failure),
+            )
+            if accuracy
+            else None,
         ),
         triton=contract.Triton(
             max_batch_size=entry.triton.max_batch_size,

@@ -6,12 +6,13 @@ from datetime import timedelta
 
 from pydantic import ValidationError
 
-from perch.api import ParityStatus, Phase, Version, VersionStatus
+from perch.api import AccuracyStatus, ParityStatus, Phase, Version, VersionStatus
 from perch.builders.jobs import build_export_job
 from perch.names import artifact_revision
 from perch.observed import JobFacts, JobState
 from perch.plan.context import Apply, Context, Delete, say_invalid
 from perch.status import format_time, parse_time
+from perch_exporter import contract
 from perch_exporter.contract import Summary
 
 BACKOFF = (15, 30, 60, 120, 300)
@@ -88,10 +89,22 @@ def _published(known: VersionStatus, summary: Summary) -> VersionStatus:
             )
             if parity
             else None,
+            "accuracy": _accuracy(summary.accuracy) if summary.accuracy else None,
             "message": None,
             "retry_at": None,
             "attempts": 0,
         }
+    )
+
+
+def _accuracy(found: contract.Accuracy) -> AccuracyStatus:
+    return AccuracyStatus(
+        accuracy=f"{found.correct / found.samples:.4f}",
+        checkpoint_accuracy=f"{found.checkpoint_correct / found.samples:.4f}",
+        correct=found.correct,
+        samples=found.samples,
+        dataset_sha256=found.dataset_sha256,
+        verdict=found.verdict.value,
     )
 
 

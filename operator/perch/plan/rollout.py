@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Literal
 
 from perch.api import (
     Aborted,
+    Accuracy,
     Analysis,
     Evidence,
     OnInconclusive,
@@ -30,7 +32,7 @@ from perch.names import serving_name
 from perch.observed import ServingFacts
 from perch.plan.context import Context
 from perch.plan.servings import conflicts, readiness, wanted_hash
-from perch.status import Verdict, format_time, parse_time
+from perch.status import Event, Verdict, format_time, parse_time
 
 CONVERGED = timedelta(seconds=1)
 """Counting begins so long after new weights were written. Most proxies have taken them in by then. Where one has not, the canary
@@ -81,6 +83,8 @@ class _Trial:
     aborted: tuple[Aborted, ...]
     history: tuple[Outcome, ...]
     gathered: Gathered | None = field(default=None)
+    dropped: str | None = None
+    """By how much its accuracy is too far below stable's."""
 
     @property
     def analysis(self) -> Analysis:
@@ -114,6 +118,8 @@ def decide_rollout(ctx: Context, exported: dict[int, VersionStatus]) -> Progress
             seen = ctx.status.evidence if ctx.status.evidence and ctx.status.evidence.serving_hash == found.serving_hash else None
             return Progress(aborted=kept, history=history, out=found, evidence=seen, verdict=_aborted_verdict(ctx, found))
         kept = tuple(a for a in kept if a is not found)
+    gate = next(e.verification.accuracy for e in spec.versions if e.version == traffic.canary)
+    dropped = _dropped(gate, canary, exported[traffic.stable])
     step = ctx.status.step
     evidence = ctx.status.evidence
     if step is None or (step.version, step.artifact_revision) != (canary.version, canary.artifact_revision):
@@ -125,6 +131,11 @@ def decide_rollout(ctx: Context, exported: dict[int, VersionStatus]) -> Progress
             started_at=format_time(ctx.now),
         )
         evidence = None
+        if dropped is not None and gate is not None and gate.on_failure == "Warn":
+            ctx.events.append(Event("Warning", "AccuracyDropped", f"{dropped}; it goes on, since onFailure is Warn"))
+        if gate is not None and gate.maximum_drop_from_stable and not _comparable(canary, exported[traffic.stable]):
+            said = f"versions {traffic.stable} and {canary.version} were not measured on the same data set"
+            ctx.events.append(Event("Warning", "AccuracyNotCompared", f"{said}: maximumDropFromStable says nothing about them"))
     step = _relocate(ctx, step, spec.rollout)
     runs = wanted_hash(ctx, canary)
     if evidence is None or evidence.serving_hash != runs:
@@ -141,8 +152,33 @@ def decide_rollout(ctx: Context, exported: dict[int, VersionStatus]) -> Progress
         kept,
         history,
         ctx.observed.gathered,
+        dropped if gate is not None and gate.on_failure == "Block" else None,
     )
     return _proceed(_note_readiness(trial))
+
+
+def _dropped(gate: Accuracy | None, canary: VersionStatus, stable: VersionStatus) -> str | None:
+    """How far the canary's accuracy lies below stable's, where that is more than its entry allows and both saw the same data."""
+    ours, theirs = canary.accuracy, stable.accuracy
+    if gate is None or gate.maximum_drop_from_stable is None or ours is None or theirs is None:
+        return None
+    if not _comparable(canary, stable):
+        return None
+    fewer, allowed = theirs.correct - ours.correct, gate.maximum_drop_from_stable
+    if fewer <= Decimal(allowed) * ours.samples:
+        return None
+    return (
+        f"on the same {ours.samples:,} samples version {canary.version} has accuracy {ours.accuracy} and version "
+        f"{stable.version} {theirs.accuracy}: a drop of {fewer / ours.samples:.4f}, and "
+        f"verification.accuracy.maximumDropFromStable is {allowed}"
+    )
+
+
+def _comparable(canary: VersionStatus, stable: VersionStatus) -> bool:
+    ours, theirs = canary.accuracy, stable.accuracy
+    if ours is None or theirs is None:
+        return False
+    return (ours.dataset_sha256, ours.samples) == (theirs.dataset_sha256, theirs.samples)
 
 
 def canary_replicas(ctx: Context, weight: int) -> int:
@@ -373,8 +409,10 @@ def _done(trial: _Trial, verdict: Verdict | None) -> Progress:
 
 
 def _broken(trial: _Trial) -> tuple[str, str] | None:
-    """What the canary's own pods say against it, as reason and message."""
+    """What its figures and the canary's own pods say against it, as reason and message."""
     ctx, step, serving = trial.ctx, trial.step, trial.serving
+    if trial.dropped is not None:
+        return "AccuracyDropped", trial.dropped
     trouble = serving.trouble if serving else None
     begun = parse_time(trial.evidence.begun_at) if trial.evidence.begun_at else None
     # A pod that was kept from a former try may still wait out its back-off: it is heard when it has tried again.

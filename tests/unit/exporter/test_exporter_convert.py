@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import pickle
@@ -101,6 +102,39 @@ def test_lenet5_goes_the_whole_way_and_answers_as_the_checkpoint(lenet: Any, tmp
     assert np.allclose(golden.outputs["logits"], expected, atol=1e-6), "golden answers are the checkpoint's own"
 
     assert export(asked, tmp_path / "again").outcome is Outcome.ALREADY_PUBLISHED
+
+
+def labelled(lenet: Any, root: Path, right: int) -> dict[str, Any]:
+    """A set of 40 samples, of which the checkpoint gets so many right, as a version names it."""
+    images = np.random.default_rng(0).standard_normal((40, 1, 28, 28)).astype(np.float32)
+    with torch.inference_mode():
+        told = lenet(torch.from_numpy(images)).argmax(1).numpy()
+    labels = np.where(np.arange(40) < right, told, (told + 1) % 10)
+    np.savez(root / "test.npz", image=images, labels=labels)
+    return {"uri": (root / "test.npz").as_uri(), "sha256": hashlib.sha256((root / "test.npz").read_bytes()).hexdigest()}
+
+
+def test_the_accuracy_is_measured_on_the_labelled_set_and_stands_in_the_manifest(lenet: Any, tmp_path: Path) -> None:
+    gate = {"dataset": labelled(lenet, tmp_path, 38), "minimum": "0.95", "maximumDrop": "0"}
+    asked = file_request(tmp_path, saved(lenet.state_dict(), tmp_path), verification__accuracy=gate)
+    summary = export(asked, tmp_path / "work")
+    assert summary.accuracy is not None
+    assert (summary.accuracy.samples, summary.accuracy.correct, summary.accuracy.checkpoint_correct) == (40, 38, 38)
+    download(asked.destination, summary.artifact_digest or "", tmp_path / "pod", {})
+    accuracy = json.loads((tmp_path / "pod" / "manifest.json").read_text())["accuracy"]
+    assert sum(pair["count"] for pair in accuracy["confused"]) == 2
+
+
+def test_an_accuracy_below_the_minimum_blocks_and_says_by_how_much(lenet: Any, tmp_path: Path) -> None:
+    gate = {"dataset": labelled(lenet, tmp_path, 30), "minimum": "0.95"}
+    asked = file_request(tmp_path, saved(lenet.state_dict(), tmp_path), verification__accuracy=gate)
+    with pytest.raises(StepFailed, match=r"0\.7500 on 40 samples.* 0\.2000 below the minimum of 0\.95") as failed:
+        converted(asked, tmp_path)
+    assert failed.value.reason is Reason.ACCURACY_FAILED
+    warned = file_request(tmp_path, saved(lenet.state_dict(), tmp_path), verification__accuracy={**gate, "onFailure": "Warn"})
+    summary = export(warned, tmp_path / "warned")
+    assert summary.accuracy is not None
+    assert summary.accuracy.verdict is Verdict.FAILED
 
 
 def test_two_exports_of_one_checkpoint_give_the_same_bytes(lenet: Any, tmp_path: Path) -> None:

@@ -14,8 +14,21 @@ from exporter_builders import OWNER, REVISION, STRANGER, DyingStore, Killed, fil
 
 from perch_exporter import delete as delete_step
 from perch_exporter import publish as publish_step
+from perch_exporter.accuracy import Tally, judge_accuracy
 from perch_exporter.artifact import published
-from perch_exporter.contract import Claim, DeleteRequest, ExportRequest, Location, Manifest, Outcome, Reason, Summary
+from perch_exporter.contract import (
+    AccuracyGate,
+    Claim,
+    DeleteRequest,
+    ExportRequest,
+    Location,
+    Manifest,
+    OnFailure,
+    Outcome,
+    Reason,
+    Summary,
+    Verdict,
+)
 from perch_exporter.delete import delete
 from perch_exporter.download import download
 from perch_exporter.failure import StepFailed
@@ -239,6 +252,24 @@ def _config(place: Place) -> None:
     (place.output / "config.pbtxt").write_text('backend: "python"')
 
 
+def _accuracy(asked: bool = True, measured: bool = True, **changes: object) -> Callable[[Place], None]:
+    """Figures of an accuracy gate, sound but for the changes."""
+    gate = AccuracyGate.model_validate({"dataset": {"uri": "s3://data/test.npz", "sha256": "d" * 64}, "minimum": "0.95"})
+
+    def change(place: Place) -> None:
+        verification = place.request.verification.model_copy(update={"accuracy": gate if asked else None})
+        place.request = place.request.model_copy(update={"verification": verification})
+        figures = json.loads((place.output / FIGURES).read_text())
+        if measured:
+            judged = json.loads(judge_accuracy(Tally(100, 97, 98), gate).to_json())
+            if changes.get("verdict") == "Failed":
+                judged = json.loads(judge_accuracy(Tally(100, int(str(changes["correct"])), 98), gate).to_json())
+            figures["accuracy"] = judged | changes
+        (place.output / FIGURES).write_text(json.dumps(figures))
+
+    return change
+
+
 def _figures(**changes: object) -> Callable[[Place], None]:
     def change(place: Place) -> None:
         path = place.output / FIGURES
@@ -268,6 +299,12 @@ REJECTED: list[tuple[str, Callable[[Place], None], str]] = [
     ("a file less", _missing, "missing \\['golden.npz'\\]"),
     ("an empty model", _empty, "0 bytes"),
     ("figures larger than memory", _huge, "figures.json has"),
+    ("an accuracy that nobody asked for", _accuracy(asked=False), "does not ask"),
+    ("no accuracy where one is asked for", _accuracy(measured=False), "was not measured"),
+    ("an accuracy below its minimum", _accuracy(correct=94, verdict="Failed"), "0.0100 below the minimum"),
+    ("a forged verdict over an accuracy below its minimum", _accuracy(correct=94), "not that of its figures"),
+    ("an accuracy on other data", _accuracy(datasetSha256="e" * 64), "not that of its figures"),
+    ("more right answers than samples", _accuracy(correct=101), "more correct answers"),
     ("a verdict that is not Passed", _figures(verdict="Failed"), "do not pass"),
     ("a forged verdict beside a large relative error", _figures(maxRelativeError=0.5), "do not pass"),
     ("a forged verdict beside a large absolute error", _figures(maxAbsoluteError=1e9), "do not pass"),
@@ -350,3 +387,18 @@ def test_files_that_nobody_claims_are_not_deleted(place: Place) -> None:
 def test_the_manifest_and_the_claim_carry_no_time() -> None:
     """Equal content must have an equal digest: a field such as `created` would undo that."""
     assert {"created", "time", "seconds"}.isdisjoint(Manifest.model_fields.keys() | Claim.model_fields.keys())
+
+
+def test_an_accuracy_that_passes_or_only_warns_is_published_with_its_figures(place: Place) -> None:
+    _accuracy(correct=94, verdict="Failed")(place)
+    gate = place.request.verification.accuracy
+    assert gate is not None
+    warned = gate.model_copy(update={"on_failure": OnFailure.WARN})
+    verification = place.request.verification.model_copy(update={"accuracy": warned})
+    place.request = place.request.model_copy(update={"verification": verification})
+    summary = place.publish()
+    assert summary.accuracy is not None
+    assert (summary.accuracy.correct, summary.accuracy.verdict) == (94, Verdict.FAILED)
+    manifest = Manifest.from_json((place.prefix / "manifest.json").read_bytes())
+    assert manifest.accuracy is not None
+    assert manifest.accuracy.message.endswith("0.0100 below the minimum of 0.95")

@@ -12,8 +12,9 @@ from perch.api import Status
 from perch.evidence import Reading
 from perch.observed import PodTrouble
 from perch.status import build_events
+from perch_exporter.contract import Accuracy, Verdict
 
-from .world import World, spec
+from .world import World, entry, spec
 
 STEPS = [{"weight": 5, "hold": "2m"}, {"weight": 50, "hold": "5m"}, {"weight": 100}]
 
@@ -60,6 +61,24 @@ def go_through(world: World, seconds: int, **counts: Any) -> None:
     while world.now < end:
         world.feed(**counts)
         world.step()
+
+
+def measured(correct: int, samples: int = 1000, data: str = "d") -> Accuracy:
+    return Accuracy(
+        verdict=Verdict.PASSED, dataset_sha256=data * 64, samples=samples, correct=correct, checkpoint_correct=correct
+    )
+
+
+def compared(stable: Accuracy | None, canary: Accuracy | None, **gate: str) -> World:
+    """Version 2 is listed with a limit on how far it may fall below version 1, and then committed as its canary."""
+    data = {"uri": "s3://data/test.npz", "sha256": "d" * 64}
+    second = entry(2, verification={"accuracy": {"dataset": data, "maximumDropFromStable": "0.01", **gate}})
+    world = World(spec(1, 2, versions=[entry(1), second]))
+    world.accuracies = {v: found for v, found in ((1, stable), (2, canary)) if found}
+    world.settle()
+    world.spec = spec(1, 2, versions=[entry(1), second], traffic={"stable": 1, "canary": 2}, rollout=rollout())
+    world.generation += 1
+    return world
 
 
 # --- forward -------------------------------------------------------------------------------------------------------------
@@ -1112,3 +1131,64 @@ def test_an_abort_that_was_recorded_is_told_once_even_if_the_user_reverts_before
     commit(world, canary=None)
     world.settle()
     assert [o.outcome for o in world.status.history] == ["Aborted"]
+
+
+# --- accuracy against stable ---------------------------------------------------------------------------------------------
+
+
+def test_a_canary_that_is_less_accurate_than_its_limit_allows_never_gets_a_pod_or_traffic() -> None:
+    world = compared(measured(980), measured(969))
+    rendered = len(world.rendered)
+    world.settle()
+    assert world.ready_condition() == ("False", "AccuracyDropped")
+    assert "has accuracy 0.9690 and version 1 0.9800: a drop of 0.0110" in message(world)
+    assert all(2 not in weights for weights in world.written_weights)
+    assert world.rendered[rendered:] == []
+    (record,) = world.status.aborted
+    assert (record.version, record.reason) == (2, "AccuracyDropped")
+
+
+@pytest.mark.parametrize(
+    ("stable", "canary", "silent"),
+    [
+        (measured(980), measured(970), True),
+        (measured(980), measured(1000), True),
+        (measured(980), measured(100, data="e"), False),
+        (measured(980), measured(100, samples=100), False),
+        (None, measured(100), False),
+        (measured(980), None, False),
+    ],
+    ids=["exactly the limit", "better", "other data", "other samples", "stable not measured", "canary not measured"],
+)
+def test_a_canary_is_not_held_back_by_an_accuracy_within_its_limit_or_not_comparable(
+    stable: Accuracy | None, canary: Accuracy | None, silent: bool
+) -> None:
+    world = compared(stable, canary)
+    world.settle()
+    assert world.ready_condition() == ("True", "AwaitingPromotion")
+    said = [event.reason for plan in world.plans for event in plan.events if event.reason.startswith("Accuracy")]
+    assert said == ([] if silent else ["AccuracyNotCompared"])
+
+
+def test_where_the_user_said_warn_a_less_accurate_canary_goes_on_and_one_event_says_by_how_much() -> None:
+    world = compared(measured(980), measured(500), onFailure="Warn")
+    world.settle()
+    assert world.ready_condition() == ("True", "AwaitingPromotion")
+    (event,) = [event for plan in world.plans for event in plan.events if event.reason == "AccuracyDropped"]
+    assert event.kind == "Warning"
+    assert "a drop of 0.4800" in event.message
+
+
+def test_an_export_that_missed_its_accuracy_with_a_warning_says_so_once_it_is_published() -> None:
+    missed = measured(900).model_copy(update={"verdict": Verdict.FAILED})
+    world = World(spec(1))
+    world.accuracies = {1: missed}
+    before, seen = world.status, []
+    for _ in range(20):
+        world.step()
+        world.go_well()
+        seen += build_events(before, world.status)
+        before = world.status
+    (event,) = [event for event in seen if event.reason == "AccuracyMissed"]
+    assert (event.kind, "0.9000 on 1000 samples" in event.message) == ("Warning", True)
+    assert world.status.versions[0].accuracy is not None

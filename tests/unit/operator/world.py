@@ -17,7 +17,7 @@ from perch.evidence import Batch, Gathered
 from perch.names import ANNOTATION_REVISION, ANNOTATION_SERVING_HASH, LABEL_COMPONENT, LABEL_VERSION
 from perch.observed import Identity, Installation, JobFacts, JobState, Observed, RouteFacts, ServingFacts
 from perch.plan import Apply, Delete, Plan, Scale, SetFinalizer, plan
-from perch_exporter.contract import ErrorReport, Outcome, Reason, Step, Summary
+from perch_exporter.contract import Accuracy, ErrorReport, Outcome, Reason, Step, Summary
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 INSTALLATION = Installation("test-cluster", "exporter:1", "artifacts:1", "triton:1")
@@ -73,6 +73,8 @@ class World:
     """Names of Deployments that were rendered (not scaled), in order."""
     plans: list[Plan] = field(default_factory=list)
     autoscalers: dict[str, Any] = field(default_factory=dict)
+    accuracies: dict[int, Accuracy] = field(default_factory=dict)
+    """What the exports of a version find."""
     gathered: Gathered | None = None
     gathering_since: datetime = START
 
@@ -187,7 +189,10 @@ class World:
         summary = None
         if not name.endswith("-delete"):
             summary = Summary(
-                outcome=Outcome.PUBLISHED, artifact_uri=f"s3://models/{name}", artifact_digest=f"sha256:{job.revision * 8}"
+                accuracy=self.accuracies.get(job.version),
+                outcome=Outcome.PUBLISHED,
+                artifact_uri=f"s3://models/{name}",
+                artifact_digest=f"sha256:{job.revision * 8}",
             )
         self.jobs[name] = replace(job, state=JobState.SUCCEEDED, summary=summary, finished_at=self.now)
 

@@ -1,0 +1,66 @@
+"""The accuracy gate: how many samples of a labelled set get their own label as the first answer. Pure numpy.
+
+Top-1: the class with the largest figure of the first output, the first one where several are equal. Checkpoint and artefact are
+asked for the same samples, so the drop between them is what the export cost, and not what the data set happens to be.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+import numpy as np
+import numpy.typing as npt
+
+from perch_exporter.contract import Accuracy, AccuracyGate, Confused, Verdict
+
+_PAIRS = 20
+
+
+@dataclass
+class Tally:
+    """Counts batch by batch: a data set may be larger than memory."""
+
+    samples: int = 0
+    correct: int = 0
+    checkpoint_correct: int = 0
+    confused: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+    def add(
+        self, labels: npt.NDArray[np.int64], artifact: npt.NDArray[np.floating], checkpoint: npt.NDArray[np.floating]
+    ) -> None:
+        """`labels` int64 [N]; the answers of both [N, classes]."""
+        told = artifact.argmax(axis=1)
+        wrong = told != labels
+        self.samples += len(labels)
+        self.correct += len(labels) - int(wrong.sum())
+        self.checkpoint_correct += int((checkpoint.argmax(axis=1) == labels).sum())
+        self.confused.update(zip(labels[wrong].tolist(), told[wrong].tolist(), strict=True))
+
+    def worst(self) -> tuple[Confused, ...]:
+        ordered = sorted(self.confused.items(), key=lambda pair: (-pair[1], pair[0]))[:_PAIRS]
+        return tuple(Confused(label=label, predicted=predicted, count=count) for (label, predicted), count in ordered)
+
+
+def judge_accuracy(tally: Tally | Accuracy, gate: AccuracyGate) -> Accuracy:
+    """The figures with a verdict; also of figures that somebody else wrote down, whose verdict does not count.
+
+    The limits are compared as decimals over whole samples: 95 of 100 is "0.95", not a hair less.
+    """
+    total, correct, own = Decimal(tally.samples), Decimal(tally.correct), Decimal(tally.checkpoint_correct)
+    words = f"accuracy {correct / total:.4f} on {tally.samples:,} samples, the checkpoint's is {own / total:.4f}"
+    faults = []
+    if gate.minimum is not None and correct < Decimal(gate.minimum) * total:
+        faults.append(f"{Decimal(gate.minimum) - correct / total:.4f} below the minimum of {gate.minimum}")
+    if gate.maximum_drop is not None and own - correct > Decimal(gate.maximum_drop) * total:
+        faults.append(f"a drop of {(own - correct) / total:.4f}, allowed is {gate.maximum_drop}")
+    return Accuracy(
+        verdict=Verdict.FAILED if faults else Verdict.PASSED,
+        message=f"{words}: {' and '.join(faults)}" if faults else words,
+        dataset_sha256=gate.dataset.sha256,
+        samples=tally.samples,
+        correct=tally.correct,
+        checkpoint_correct=tally.checkpoint_correct,
+        confused=tally.worst() if isinstance(tally, Tally) else tally.confused,
+    )
