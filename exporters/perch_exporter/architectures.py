@@ -95,7 +95,13 @@ def cut(model: nn.Module, layer: str) -> nn.Module:
     """A module that gives what `layer` gives, and ends there. Raises InvalidParameters, naming the layers that there are."""
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-    names = get_graph_node_names(model)[1]
+    try:
+        names = get_graph_node_names(model)[1]
+    except Exception as error:  # whatever a network does that cannot be traced
+        raise StepFailed(
+            Reason.INVALID_PARAMETERS,
+            f"architecture.layer cannot be served: torchvision cannot trace the network: {type(error).__name__}: {error}",
+        ) from error
     if layer not in names:
         near = difflib.get_close_matches(layer, names, n=3) or names[-8:]
         raise StepFailed(
@@ -122,6 +128,8 @@ def build_model(architecture: Architecture, checkpoint_keys: Collection[str]) ->
     `checkpoint_keys` settle what both forms of one model differ in and nobody wants to state by hand: GoogLeNet's and
     Inception's auxiliary heads serve training only, so a checkpoint may have them or not.
     """
+    if architecture.name is None:
+        raise ValueError("an architecture without a name is built by its own code")
     factory = _factory(architecture.name)
     arguments = {_snake(name): value for name, value in architecture.parameters.items()}
     _refuse_unknown(architecture, factory, arguments)

@@ -102,7 +102,7 @@ def _read_pickle(path: Path) -> object:
     except Exception as error:  # torch raises whatever the broken bytes lead it to
         words = str(error)
         if "TorchScript" in words:
-            words = "it is a TorchScript archive; save model.state_dict() of the module instead"
+            words = "it is a TorchScript archive; say format: TorchScript, and leave architecture out"
         raise StepFailed(
             Reason.CHECKPOINT_UNREADABLE,
             f"the checkpoint cannot be read as a state dict: {type(error).__name__}: {words}",
@@ -125,12 +125,13 @@ def _refused(path: Path, words: str) -> StepFailed:
     )
 
 
-def load_model(build: Callable[[], nn.Module], weights: StateDict) -> nn.Module:
+def load_model(build: Callable[[], nn.Module], weights: StateDict, on_meta: bool = True) -> nn.Module:
     """The model with the checkpoint's weights, in FP32 and eval mode. Raises CheckpointMismatch, naming what differs.
 
-    The model is first built without memory (on torch's meta device), so a large one is not initialized for nothing.
+    The model is first built without memory (on torch's meta device), so a large one is not initialized for nothing. Not so the
+    user's own: what its constructor computes beside parameters and buffers would be lost there.
     """
-    with torch.device("meta"):
+    with torch.device("meta" if on_meta else "cpu"):
         model = build()
     expected = model.state_dict()
     weights = _unwrap(weights, expected)

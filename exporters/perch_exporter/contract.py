@@ -114,7 +114,14 @@ class Destination(Location):
 class CheckpointFormat(StrEnum):
     STATE_DICT = "StateDict"
     SAFE_TENSORS = "SafeTensors"
+    TORCH_SCRIPT = "TorchScript"
+    TORCH_EXPORT = "TorchExport"
     ONNX = "ONNX"
+
+    @property
+    def is_weights(self) -> bool:
+        """Whether the file holds weights alone; else it is a whole network, and needs no architecture."""
+        return self in (CheckpointFormat.STATE_DICT, CheckpointFormat.SAFE_TENSORS)
 
 
 class Checkpoint(Object):
@@ -132,19 +139,46 @@ class Checkpoint(Object):
         return self
 
 
-ParameterValue = StrictBool | StrictInt | StrictFloat | StrictStr
-ParameterName = Annotated[str, _text(r"^[a-z][A-Za-z0-9]*$", 64)]
+ParameterValue = (
+    StrictBool | StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)] | Annotated[StrictStr, Field(max_length=1024)]
+)
+ParameterName = Annotated[str, _text(r"^[A-Za-z_][A-Za-z0-9_]*$", 64)]
+_PYTHON_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
+
+
+class Source(Object):
+    """The user's own code: a wheel or a zip with packages at its top."""
+
+    LIMIT: ClassVar[int] = 256 * 2**20
 
 
 class Architecture(_Contract):
-    """`lenet5`, `zfnet`, or `torchvision:<name>`. Parameters are the constructor's, in camelCase: numClasses for num_classes.
+    """By name: `lenet5`, `zfnet`, or `torchvision:<name>`, whose parameters are in camelCase: numClasses for num_classes.
 
+    Or the user's own: `entryPoint` is a factory in `source` (`package.module:factory`), called with the parameters as they are.
     `layer`: serve what this layer gives in place of the network's own answer.
     """
 
-    name: Annotated[str, _text(r"^(lenet5|zfnet|torchvision:[a-z0-9_]+)$", 128)]
+    name: Annotated[str, _text(r"^(lenet5|zfnet|torchvision:[a-z0-9_]+)$", 128)] | None = None
+    entry_point: Annotated[str, _text(rf"^{_PYTHON_NAME}(\.{_PYTHON_NAME})*:{_PYTHON_NAME}(\.{_PYTHON_NAME})*$", 256)] | None = (
+        None
+    )
+    source: Source | None = None
     layer: Annotated[str, _text(r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*$", 128)] | None = None
     parameters: Annotated[Mapping[ParameterName, ParameterValue], Field(max_length=32)] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.name is None) == (self.entry_point is None):
+            raise ValueError("give either name, for a network that is known here, or entryPoint, for one of your own")
+        if (self.entry_point is None) != (self.source is None):
+            raise ValueError("entryPoint and source go together: the factory, and the wheel or zip that holds it")
+        if self.name is not None and (odd := [name for name in self.parameters if "_" in name or name[0].isupper()]):
+            raise ValueError(f"parameters are in camelCase, such as numClasses, and not {', '.join(odd)}")
+        return self
+
+    def __str__(self) -> str:
+        return str(self.name or self.entry_point)
 
 
 class TensorSpec(_Contract):
@@ -253,7 +287,8 @@ class Triton(_Contract):
 
 
 CHECKPOINT = "checkpoint"
-"""Name of the object that every request has."""
+SOURCE = "source"
+"""Names of objects in the workspace."""
 
 ACCURACY = "verification.accuracy.dataset"
 
@@ -268,7 +303,7 @@ class ExportRequest(_Contract):
     artifact_revision: Revision
     checkpoint: Checkpoint
     architecture: Architecture | None = None
-    """None for an ONNX file, which brings its own network."""
+    """None for a file that brings its own network."""
     inputs: Tensors
     outputs: Tensors
     conversion: Conversion = Conversion()
@@ -286,8 +321,10 @@ class ExportRequest(_Contract):
 
     @model_validator(mode="after")
     def _one_network(self) -> Self:
-        if (self.architecture is None) != (self.checkpoint.format is CheckpointFormat.ONNX):
-            raise ValueError("architecture is for weights, and an ONNX file is a whole network: give one of both")
+        if (self.architecture is not None) != self.checkpoint.format.is_weights:
+            raise ValueError(
+                "architecture is for weights (StateDict, SafeTensors), and other formats are whole networks: give one of both"
+            )
         if self.checkpoint.format is CheckpointFormat.ONNX and self.conversion.opset is not None:
             raise ValueError("conversion.opset is for an export, and an ONNX file is published as it is")
         return self
@@ -300,10 +337,14 @@ class ExportRequest(_Contract):
 
     def objects(self) -> dict[str, Object]:
         """What fetch brings, by its name in the workspace. All of it is read with the checkpoint's credentials."""
-        found: dict[str, Object] = {CHECKPOINT: self.checkpoint}
-        if self.verification.accuracy is not None:
-            found[ACCURACY] = self.verification.accuracy.dataset
-        return found
+        source = self.architecture.source if self.architecture else None
+        accuracy = self.verification.accuracy
+        found: dict[str, Object | None] = {
+            CHECKPOINT: self.checkpoint,
+            SOURCE: source,
+            ACCURACY: accuracy.dataset if accuracy else None,
+        }
+        return {name: each for name, each in found.items() if each is not None}
 
 
 class DeleteRequest(_Contract):
@@ -439,6 +480,8 @@ class Reason(StrEnum):
     UNSAFE_CHECKPOINT = "UnsafeCheckpoint"
     UNKNOWN_ARCHITECTURE = "UnknownArchitecture"
     INVALID_PARAMETERS = "InvalidParameters"
+    SOURCE_REJECTED = "SourceRejected"
+    ENTRY_POINT_FAILED = "EntryPointFailed"
     SHAPE_MISMATCH = "ShapeMismatch"
     EXPORT_FAILED = "ExportFailed"
     PARITY_FAILED = "ParityFailed"

@@ -10,7 +10,8 @@ import importlib.metadata
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +26,9 @@ from perch_exporter.architectures import build_model, cut
 from perch_exporter.checkpoint import load_model, read_state_dict
 from perch_exporter.contract import (
     ACCURACY,
+    SOURCE,
     Accuracy,
-    Architecture,
+    CheckpointFormat,
     ExportRequest,
     Figures,
     OnFailure,
@@ -40,7 +42,9 @@ from perch_exporter.datasets import open_data_set
 from perch_exporter.failure import StepFailed
 from perch_exporter.onnx_file import check_onnx, check_signature
 from perch_exporter.parity import Answers, judge
+from perch_exporter.programs import export_script, load_program, load_script
 from perch_exporter.samples import Array, Golden, Tensors, fits, make_inputs, sample_count, save_golden
+from perch_exporter.user_code import UserCode, opened
 from perch_exporter.workspace import FIGURES, GOLDEN, MODEL, Workspace
 
 log = logging.getLogger(__name__)
@@ -60,15 +64,20 @@ Reference = Callable[[Tensors], dict[str, Array]]
 
 def convert(request: ExportRequest, workspace: Workspace) -> None:
     """Writes model.onnx, golden.npz and figures.json. Raises StepFailed; nothing usable is left behind then."""
+    with opened(workspace.object(SOURCE)) if SOURCE in request.objects() else nullcontext() as code:
+        _convert(request, workspace, code)
+
+
+def _convert(request: ExportRequest, workspace: Workspace, code: UserCode | None) -> None:
     started = time.monotonic()
     workspace.output.mkdir(parents=True, exist_ok=True)
     path = workspace.output / MODEL
-    if request.architecture is None:
+    if request.checkpoint.format is CheckpointFormat.ONNX:
         opset, reference = _adopt(request, workspace.checkpoint, path)
         golden = _golden(request, reference)
     else:
-        model = _load(request, request.architecture, workspace)
-        reference = partial(_ask_checkpoint, request, model)
+        model = _load(request, workspace, code)
+        reference = partial(_ask_checkpoint, request, model, code)
         golden = _golden(request, reference)
         opset = request.conversion.opset or DEFAULT_OPSET
         _export(request, model, golden, path, opset)
@@ -106,10 +115,20 @@ def _adopt(request: ExportRequest, checkpoint: Path, path: Path) -> tuple[int, R
     return opset, reference
 
 
-def _load(request: ExportRequest, architecture: Architecture, workspace: Workspace) -> nn.Module:
+def _load(request: ExportRequest, workspace: Workspace, code: UserCode | None) -> nn.Module:
+    if request.checkpoint.format is CheckpointFormat.TORCH_SCRIPT:
+        return load_script(workspace.checkpoint)
+    if request.checkpoint.format is CheckpointFormat.TORCH_EXPORT:
+        return load_program(workspace.checkpoint, request)
+    architecture = request.architecture
+    if architecture is None:  # the contract does not let it come to this
+        raise ValueError("weights without an architecture")
     weights = read_state_dict(workspace.checkpoint, request.checkpoint.format, request.checkpoint.state_dict_key)
     log.info("read %d tensors from the checkpoint", len(weights))
-    model = load_model(lambda: build_model(architecture, weights.keys()), weights)
+    if code is None:
+        model = load_model(lambda: build_model(architecture, weights.keys()), weights)
+    else:
+        model = load_model(lambda: code.build(architecture), weights, on_meta=False)
     return model if architecture.layer is None else cut(model, architecture.layer)
 
 
@@ -136,7 +155,7 @@ def _golden(request: ExportRequest, reference: Reference) -> Golden:
     return Golden(inputs, outputs)
 
 
-def _ask_checkpoint(request: ExportRequest, model: nn.Module, inputs: Tensors) -> dict[str, Array]:
+def _ask_checkpoint(request: ExportRequest, model: nn.Module, code: UserCode | None, inputs: Tensors) -> dict[str, Array]:
     try:
         with torch.inference_mode():
             answer = model(*(torch.from_numpy(inputs[spec.name]) for spec in request.inputs))
@@ -144,14 +163,27 @@ def _ask_checkpoint(request: ExportRequest, model: nn.Module, inputs: Tensors) -
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
         raise StepFailed(
             Reason.SHAPE_MISMATCH,
-            f"architecture {_name(request)} does not take the version's inputs ({shapes}, batch first): "
-            f"{type(error).__name__}: {error}",
+            f"{_name(request)} does not take the version's inputs ({shapes}, batch first): "
+            f"{type(error).__name__}: {error}{code.line(error) if code else ''}",
         ) from error
-    tensors = list(answer) if isinstance(answer, tuple | list) else [answer]
-    if len(tensors) != len(request.outputs) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+    return _name_outputs(request, answer)
+
+
+def _name_outputs(request: ExportRequest, answer: object) -> dict[str, Array]:
+    """In the order of the version's outputs. A None among them, as of heads that serve training only, is none."""
+    parts = [part for part in answer if part is not None] if isinstance(answer, tuple | list) else [answer]
+    tensors = [part for part in parts if isinstance(part, torch.Tensor)]
+    if len(tensors) != len(parts):
+        kinds = ", ".join(sorted({type(part).__name__ for part in parts if not isinstance(part, torch.Tensor)}))
+        keys = f" with the keys {', '.join(map(str, answer))}" if isinstance(answer, Mapping) else ""
         raise StepFailed(
             Reason.SHAPE_MISMATCH,
-            f"the version names {len(request.outputs)} outputs and architecture {_name(request)} gives {len(tensors)}",
+            f"{_name(request)} answers with a {kinds}{keys}; it must give a tensor, or a tuple of tensors in the order of the "
+            "version's outputs",
+        )
+    if len(tensors) != len(request.outputs):
+        raise StepFailed(
+            Reason.SHAPE_MISMATCH, f"the version names {len(request.outputs)} outputs and {_name(request)} gives {len(tensors)}"
         )
     return {spec.name: tensor.numpy() for spec, tensor in zip(request.outputs, tensors, strict=True)}
 
@@ -163,10 +195,15 @@ def _export(request: ExportRequest, model: nn.Module, golden: Golden, path: Path
             Reason.EXPORT_FAILED,
             f"the weights take {size:,} bytes; models above 2 GiB in one ONNX file are not supported",
         )
+    samples = tuple(torch.from_numpy(golden.inputs[spec.name][:2]) for spec in request.inputs)
     try:
+        if isinstance(model, torch.jit.ScriptModule):
+            export_script(request, model, samples, path, opset)
+            onnx.checker.check_model(path)
+            return
         program = torch.onnx.export(
             model,
-            tuple(torch.from_numpy(golden.inputs[spec.name][:2]) for spec in request.inputs),
+            samples,
             dynamo=True,
             input_names=[spec.name for spec in request.inputs],
             output_names=[spec.name for spec in request.outputs],
@@ -194,7 +231,7 @@ def _export(request: ExportRequest, model: nn.Module, golden: Golden, path: Path
 
 
 def _name(request: ExportRequest) -> str:
-    return request.architecture.name if request.architecture else "ONNX"
+    return f"architecture {request.architecture}" if request.architecture else f"the {request.checkpoint.format} program"
 
 
 def _dynamic(spec: TensorSpec) -> dict[int, object]:

@@ -130,6 +130,14 @@ S3Object = Annotated[
         | _NO_DOT_SEGMENTS,
     ),
 ]
+Sha256 = Annotated[
+    str,
+    Field(
+        max_length=80,
+        pattern=r"^[0-9a-f]{64}$",
+        json_schema_extra=_refusal("write the 64 lower-case hex digits that `sha256sum FILE` prints"),
+    ),
+]
 HttpUri = Annotated[
     str,
     Field(
@@ -182,14 +190,6 @@ TensorName = Annotated[
         max_length=128,
         pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$",
         json_schema_extra=_refusal("write a tensor's name: a letter or '_' first, then letters, digits, '_', '.' and '-'"),
-    ),
-]
-Sha256 = Annotated[
-    str,
-    Field(
-        pattern=r"^[0-9a-f]{64}$",
-        max_length=80,
-        json_schema_extra=_refusal("write the 64 lower-case hex digits that `sha256sum FILE` prints"),
     ),
 ]
 _REPOSITORY = r"[a-z0-9]+([._-]+[a-z0-9]+)*"
@@ -262,9 +262,10 @@ class Checkpoint(Model):
         )
     )
     uri: S3Object = Field(description="The checkpoint object, such as s3://checkpoints/digits/v1.pt.")
-    format: Literal["StateDict", "SafeTensors", "ONNX"] = Field(
+    format: Literal["StateDict", "SafeTensors", "TorchScript", "TorchExport", "ONNX"] = Field(
         description="StateDict: torch.save(model.state_dict()), loaded with weights_only. SafeTensors: a .safetensors file. "
-        "ONNX: a whole model in one file, which is checked and published as it is."
+        "Whole networks, which need no architecture: TorchScript (torch.jit.save), TorchExport (torch.export.save, with a "
+        "dynamic batch), and ONNX, a model in one file, which is checked and published as it is."
     )
     sha256: Sha256 = Field(
         description="SHA-256 of the object, 64 lower-case hex digits (sha256sum FILE). Checked before a byte is parsed.",
@@ -284,26 +285,87 @@ class Checkpoint(Model):
     )
 
 
-class ArchitectureParameters(Model):
-    num_classes: int | None = Field(
-        None,
-        ge=1,
-        le=1_000_000,
-        json_schema_extra={"format": "int32"},
-        description="Number of classes of the last layer.",
+class Source(Model):
+    """Code of your own, in an object store; it is reached as the checkpoint is, by the same endpoint and credentials."""
+
+    uri: S3Object = Field(
+        description="A wheel, or a zip with the package at its top, such as s3://code/nets-1.2-py3-none-any.whl."
     )
+    sha256: Sha256 = Field(description="SHA-256 of the object, 64 lower-case hex digits (sha256sum FILE).")
+
+
+ParameterName = Annotated[
+    str,
+    Field(
+        max_length=64,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        json_schema_extra=_refusal("write the name of a parameter: letters, digits and '_'"),
+    ),
+]
+ParameterValue = Annotated[
+    int | Annotated[str, Field(max_length=256)],
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "maxLength": 256,
+        }
+    ),
+]
+_PYTHON_PATH = r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*"
 
 
 class Architecture(Model):
-    """The network whose weights the checkpoint holds."""
+    """The network whose weights the checkpoint holds: one that Perch knows by name, or one of your own by entryPoint."""
 
-    name: str = Field(
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            (
+                "has(self.name) != has(self.entryPoint)",
+                "give either name, for a network that Perch knows, or entryPoint and source, for one of your own",
+            ),
+            (
+                "has(self.entryPoint) == has(self.source)",
+                "entryPoint and source go together: give both, the factory and the wheel or zip that holds it",
+                ".source",
+            ),
+            (
+                "!has(self.name) || !has(self.parameters) || self.parameters.all(key, key.matches('^[a-z][A-Za-z0-9]*$'))",
+                "parameters of a network known by name are in camelCase: write numClasses for num_classes",
+                ".parameters",
+            ),
+        )
+    )
+    name: str | None = Field(
+        None,
         max_length=128,
         pattern=r"^(lenet5|zfnet|torchvision:[a-z][a-z0-9_]*)$",
         json_schema_extra=_refusal("name an architecture: lenet5, zfnet, or torchvision:<name>, such as torchvision:resnet18"),
         description="lenet5, zfnet, or torchvision:<name> for torchvision's classification models, such as torchvision:resnet18.",
     )
-    parameters: ArchitectureParameters | None = Field(None, description="Arguments of the network's constructor.")
+    entry_point: str | None = Field(
+        None,
+        max_length=256,
+        pattern=rf"^{_PYTHON_PATH}:{_PYTHON_PATH}$",
+        json_schema_extra=_refusal("write <package.module>:<factory>, such as nets.model:build"),
+        description="A factory of your own, as <package.module>:<factory>: called with the parameters, it returns the "
+        "torch.nn.Module whose state dict the checkpoint is. It runs in the export Job's sandbox alone.",
+    )
+    source: Source | None = Field(None, description="What holds entryPoint.")
+    parameters: dict[ParameterName, ParameterValue] | None = Field(
+        None,
+        max_length=32,
+        description="Arguments of the network's constructor: in camelCase for a network known by name, such as numClasses: 10; "
+        "as the factory calls them for an entryPoint. A number with a fraction, true and false are written in quotes, "
+        'such as "0.5" or "true", and mean what they say; a text that looks like one is quoted twice, such as \'"true"\'.',
+        json_schema_extra=_rules(
+            (
+                "!('numClasses' in self) || (type(self['numClasses']) == int && self['numClasses'] >= 1 && "
+                "self['numClasses'] <= 1000000)",
+                "numClasses is a number of classes: write a whole number, 1 or more, without quotes",
+            ),
+        ),
+    )
     layer: str | None = Field(
         None,
         max_length=128,
@@ -467,13 +529,13 @@ class Version(Model):
                 "an entry of spec.versions is immutable while it is listed: add an entry with a new version number instead",
             ),
             (
-                "has(self.architecture) || self.checkpoint.format == 'ONNX'",
-                "name the architecture whose weights the checkpoint holds: only a file of format ONNX brings its own",
+                "has(self.architecture) || !(self.checkpoint.format in ['StateDict', 'SafeTensors'])",
+                "name the architecture whose weights the checkpoint holds: StateDict and SafeTensors bring none of their own",
                 ".architecture",
             ),
             (
-                "!has(self.architecture) || self.checkpoint.format != 'ONNX'",
-                "remove architecture: a file of format ONNX is a whole network",
+                "!has(self.architecture) || self.checkpoint.format in ['StateDict', 'SafeTensors']",
+                "remove architecture: a file of this format is a whole network",
                 ".architecture",
             ),
             (
@@ -491,7 +553,8 @@ class Version(Model):
     version: VersionNumber = Field(description="Triton's version number, which clients see. Give each new checkpoint a new one.")
     checkpoint: Checkpoint = Field(description="The trained weights.")
     architecture: Architecture | None = Field(
-        None, description="The network that the weights belong to. Required for every format but ONNX."
+        None,
+        description="The network that the weights belong to. Required for StateDict and SafeTensors, and for no other format.",
     )
     inputs: list[Tensor] = Field(min_length=1, max_length=1, description="Input tensors; one for image classifiers.")
     outputs: list[Tensor] = Field(min_length=1, max_length=1, description="Output tensors; one for image classifiers.")

@@ -55,6 +55,24 @@ def entry(version: int) -> dict[str, Any]:
     }
 
 
+def own_entry(version: int) -> dict[str, Any]:
+    """A version with a network of the user's own, which excludes one known by name."""
+    architecture = {
+        "entryPoint": "nets.model:build",
+        "source": {"uri": "s3://code/nets.zip", "sha256": f"{version:064x}"},
+        "parameters": {
+            "classes": 10,
+            "hidden_size": 2**40,
+            "dropout": "0.5",
+            "Act": "relu",
+            "residual": "true",
+            "text": '"true"',
+        },
+        "layer": "flatten",
+    }
+    return {**entry(version), "architecture": architecture}
+
+
 def onnx_entry(version: int) -> dict[str, Any]:
     whole = entry(version)
     checkpoint = {**whole["checkpoint"], "format": "ONNX"}
@@ -115,7 +133,7 @@ def full_spec(versions: int = 2) -> dict[str, Any]:
             "caBundleConfigMapRef": {"name": "ca", "key": "ca.pem"},
             "deletionPolicy": "Delete",
         },
-        "versions": [entry(number) for number in range(1, versions + 1)],
+        "versions": [(entry if number % 2 else own_entry)(number) for number in range(1, versions + 1)],
         "traffic": {
             "stable": 1,
             "canary": 2,
@@ -771,10 +789,20 @@ REFUSED_WHEN_CREATED = [
         "64 lower-case hex digits",
     ),
     Refusal(
-        "a checkpoint is TorchScript",
-        put("versions/0/checkpoint/format", "TorchScript"),
+        "a checkpoint is a pickled module",
+        put("versions/0/checkpoint/format", "Pickle"),
         f"{V}.checkpoint.format",
-        'supported values: "StateDict", "SafeTensors"',
+        'supported values: "StateDict", "SafeTensors", "TorchScript", "TorchExport", "ONNX"',
+    ),
+    *(
+        Refusal(
+            f"a {form} program has an architecture",
+            both(put("versions/0/checkpoint/format", form), drop("versions/0/checkpoint/stateDictKey")),
+            f"{V}.architecture",
+            "a file of this format is a whole network",
+            False,
+        )
+        for form in ("TorchScript", "TorchExport")
     ),
     Refusal(
         "weights have no architecture",
@@ -787,7 +815,7 @@ REFUSED_WHEN_CREATED = [
         "an ONNX file has an architecture",
         both(put("versions/0/checkpoint/format", "ONNX"), drop("versions/0/checkpoint/stateDictKey")),
         f"{V}.architecture",
-        "is a whole network",
+        "a file of this format is a whole network",
         False,
     ),
     Refusal(
@@ -823,8 +851,99 @@ REFUSED_WHEN_CREATED = [
     Refusal(
         "a model has no classes",
         put("versions/0/architecture/parameters/numClasses", 0),
-        f"{V}.architecture.parameters.numClasses",
-        "greater than or equal to 1",
+        f"{V}.architecture.parameters",
+        "write a whole number, 1 or more",
+        False,
+    ),
+    Refusal(
+        "a number of classes is in quotes",
+        put("versions/0/architecture/parameters/numClasses", "10"),
+        f"{V}.architecture.parameters",
+        "without quotes",
+        False,
+    ),
+    Refusal(
+        "a parameter is a fraction without quotes",
+        put("versions/0/architecture/parameters/dropout", 0.5),
+        f"{V}.architecture.parameters.dropout",
+        "integer,string",
+    ),
+    Refusal(
+        "a parameter is a list",
+        put("versions/0/architecture/parameters/sizes", [1, 2]),
+        f"{V}.architecture.parameters.sizes",
+        "integer,string",
+    ),
+    Refusal(
+        "a parameter is a long text",
+        put("versions/0/architecture/parameters/text", "x" * 257),
+        f"{V}.architecture.parameters.text",
+        "Too long",
+    ),
+    Refusal(
+        "there are 33 parameters",
+        put("versions/0/architecture/parameters", {f"p{number}": 1 for number in range(33)}),
+        f"{V}.architecture.parameters",
+        "at most 32",
+    ),
+    Refusal(
+        "a parameter's name has a dash",
+        put("versions/1/architecture/parameters/hidden-size", 1),
+        "spec.versions[1].architecture.parameters",
+        "in each key write the name of a parameter",
+    ),
+    Refusal(
+        "a parameter of a known network is in snake_case",
+        put("versions/0/architecture/parameters/num_classes", 10),
+        f"{V}.architecture.parameters",
+        "are in camelCase",
+        False,
+    ),
+    Refusal(
+        "an architecture has neither name nor entryPoint",
+        drop("versions/0/architecture/name"),
+        f"{V}.architecture",
+        "give either name",
+        False,
+    ),
+    Refusal(
+        "an architecture has name and entryPoint",
+        put("versions/1/architecture/name", "lenet5"),
+        "spec.versions[1].architecture",
+        "give either name",
+        False,
+    ),
+    Refusal(
+        "an entryPoint has no source",
+        drop("versions/1/architecture/source"),
+        "spec.versions[1].architecture.source",
+        "go together",
+        False,
+    ),
+    Refusal(
+        "a known network has a source",
+        put("versions/0/architecture/source", {"uri": "s3://code/nets.zip", "sha256": "0" * 64}),
+        f"{V}.architecture.source",
+        "go together",
+        False,
+    ),
+    Refusal(
+        "an entryPoint is a path",
+        put("versions/1/architecture/entryPoint", "nets/model.py"),
+        "spec.versions[1].architecture.entryPoint",
+        "such as nets.model:build",
+    ),
+    Refusal(
+        "a source comes by http",
+        put("versions/1/architecture/source/uri", "https://pypi.example/nets.whl"),
+        "spec.versions[1].architecture.source.uri",
+        "write s3://",
+    ),
+    Refusal(
+        "a source has no sha256",
+        drop("versions/1/architecture/source/sha256"),
+        "spec.versions[1].architecture.source.sha256",
+        "Required value",
     ),
     Refusal(
         "a target is TensorRT, which this release does not do",
@@ -1130,6 +1249,13 @@ REFUSED_WHEN_CHANGED = [
     ),
     Refusal(
         "an architecture is changed in place", put("versions/0/architecture/name", "torchvision:resnet18"), V, "add an entry"
+    ),
+    Refusal("a parameter is changed in place", put("versions/0/architecture/parameters/numClasses", 11), V, "add an entry"),
+    Refusal(
+        "a text parameter is changed in place",
+        put("versions/1/architecture/parameters/dropout", "0.6"),
+        "spec.versions[1]",
+        "add an entry",
     ),
     Refusal("a batch size is changed in place", put("versions/0/triton/maxBatchSize", 64), V, "add an entry"),
     Refusal("batching is removed in place", drop("versions/0/triton/dynamicBatching"), V, "add an entry"),

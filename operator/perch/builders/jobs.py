@@ -6,9 +6,12 @@ parses the checkpoint and has neither credentials nor a Kubernetes token, publis
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Mapping
 from typing import Any
 
-from perch.api import Repository, Resources, Spec, Version
+from perch.api import Architecture, Repository, Resources, Spec, Version
 from perch.builders import CONTAINER_SECURITY, POD_SECURITY, SMALL, build_metadata, compact
 from perch.builders.store import ca_env, ca_mount, ca_volume, credentials_env
 from perch.names import (
@@ -41,7 +44,6 @@ def build_export_request(
     repository, checkpoint = spec.repository, entry.checkpoint
     parity, accuracy = entry.verification.parity, entry.verification.accuracy
     batching = entry.triton.dynamic_batching
-    architecture = entry.architecture
     # Whatever else a version names lies beside its checkpoint.
     reached = {"endpoint": checkpoint.endpoint or repository.endpoint, "region": checkpoint.region or repository.region}
     return contract.ExportRequest(
@@ -56,13 +58,7 @@ def build_export_request(
             state_dict_key=checkpoint.state_dict_key,
             **reached,
         ),
-        architecture=contract.Architecture(
-            name=architecture.name,
-            parameters=architecture.parameters.model_dump(by_alias=True, exclude_none=True) if architecture.parameters else {},
-            layer=architecture.layer,
-        )
-        if architecture
-        else None,
+        architecture=_architecture(entry.architecture, reached) if entry.architecture else None,
         inputs=tuple(_tensor(t.name, t.data_type, t.shape) for t in entry.inputs),
         outputs=tuple(_tensor(t.name, t.data_type, t.shape) for t in entry.outputs),
         conversion=contract.Conversion(
@@ -91,6 +87,33 @@ def build_export_request(
         ),
         destination=_destination(identity, repository, entry.version, revision),
     )
+
+
+def _architecture(architecture: Architecture, reached: Mapping[str, str | None]) -> contract.Architecture:
+    source = architecture.source
+    return contract.Architecture(
+        name=architecture.name,
+        entry_point=architecture.entry_point,
+        source=contract.Source(uri=source.uri, sha256=source.sha256, **reached) if source else None,
+        parameters={name: _parameter(value) for name, value in (architecture.parameters or {}).items()},
+        layer=architecture.layer,
+    )
+
+
+def _parameter(value: int | str) -> contract.ParameterValue:
+    """What a constructor gets: a text that is a JSON number, true, false or a quoted text is that, any other is itself.
+
+    Kubernetes' schemas know a field of integer or text, and none that takes fractions and truth values beside them.
+    """
+    if isinstance(value, int):
+        return value
+    try:
+        meant = json.loads(value)
+    except ValueError:
+        return value
+    if isinstance(meant, float) and not math.isfinite(meant):
+        return value
+    return meant if isinstance(meant, bool | int | float | str) else value
 
 
 def _tensor(name: str, data_type: Any, shape: list[int]) -> contract.TensorSpec:

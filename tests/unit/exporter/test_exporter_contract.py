@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from perch_exporter import contract
 from perch_exporter.contract import ErrorReport, ExportRequest, Outcome, Parity, Reason, Step, Summary, Verdict
 
+SOURCE = {"uri": "s3://code/nets.zip", "sha256": "b" * 64}
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("an unknown field", {"batchSize": 3}, "batchSize"),
     ("an unknown field further down", {"triton__maxBatch": 3}, "maxBatch"),
@@ -28,8 +29,16 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("an upper-case sha256", {"checkpoint__sha256": "A" * 64}, "checkpoint.sha256"),
     ("an unknown checkpoint format", {"checkpoint__format": "Pickle"}, "checkpoint.format"),
     ("an architecture from elsewhere", {"architecture__name": "timm:resnet18"}, "architecture.name"),
-    ("a parameter in snake_case", {"architecture__parameters": {"num_classes": 10}}, "architecture.parameters"),
+    ("a parameter in snake_case", {"architecture__parameters": {"num_classes": 10}}, "are in camelCase"),
     ("a list as a parameter", {"architecture__parameters": {"sizes": [1]}}, "architecture.parameters"),
+    ("a parameter that is no number", {"architecture__parameters": {"rate": float("nan")}}, "architecture.parameters"),
+    ("no network", {"architecture": {}}, "give either name"),
+    ("two networks", {"architecture__entryPoint": "nets:build", "architecture__source": SOURCE}, "give either name"),
+    ("a source beside a name", {"architecture__source": SOURCE}, "go together"),
+    ("an entry point without a source", {"architecture": {"entryPoint": "nets:build"}}, "go together"),
+    ("an entry point that is a path", {"architecture": {"entryPoint": "../nets.py:build", "source": SOURCE}}, "entryPoint"),
+    ("a program with an architecture", {"checkpoint__format": "TorchScript"}, "whole networks"),
+    ("weights without an architecture", {"architecture": None}, "architecture is for weights"),
     ("a model name that climbs", {"modelName": "../x"}, "modelName"),
     ("a model name of two lines", {"modelName": "a\nb"}, "modelName"),
     ("version 0", {"version": 0}, "version"),
@@ -158,3 +167,12 @@ def test_a_manifest_names_no_file_outside_its_prefix(path: str) -> None:
     adapter.validate_python({"model/digits/1/model.onnx": entry})
     with pytest.raises(ValidationError):
         adapter.validate_python({path: entry})
+
+
+def test_a_request_names_its_objects_each_with_its_own_limit() -> None:
+    own = request(architecture={"entryPoint": "nets.model:build", "source": SOURCE, "parameters": {"hidden_size": 3}})
+    assert {name: (place.uri, place.LIMIT) for name, place in own.objects().items()} == {
+        "checkpoint": ("s3://checkpoints/v1.pt", 20 * 2**30),
+        "source": ("s3://code/nets.zip", 256 * 2**20),
+    }
+    assert list(request().objects()) == ["checkpoint"]

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from perch.api import HeaderMatch, Routing, Spec
+from perch.api import HeaderMatch, Routing, Spec, Version
 from perch.builders.autoscaler import build_autoscaler, canonical
+from perch.builders.jobs import build_export_request
 from perch.builders.route import GRPC_METHODS, build_route, is_current, must_rehearse, read_weights, rest_paths
 from perch.builders.serving import build_deployment
 from perch.names import artifact_revision
 from perch.observed import Identity, RouteFacts
+from perch_exporter import contract
 from tests.unit.operator.world import INSTALLATION, spec
 
 IDENTITY = Identity("vision", "digits", "uid-1", 1, "1")
@@ -221,3 +223,50 @@ def test_pods_carry_the_hash_of_what_they_serve_and_a_number_of_replicas_changes
 def deployment(asked: Spec, **more: Any) -> dict[str, Any]:
     entry = asked.versions[0]
     return build_deployment(IDENTITY, asked, entry, artifact_revision(entry), "sha256:" + "0" * 64, INSTALLATION, **more)
+
+
+# --- export requests ---------------------------------------------------------------------------------------------------------
+
+SOURCE = {"uri": "s3://code/nets.zip", "sha256": "b" * 64}
+
+
+def architecture(written: dict[str, Any], **checkpoint: Any) -> contract.Architecture:
+    asked = spec(1)
+    entry = asked.versions[0]
+    changed = entry.model_dump(by_alias=True) | {"architecture": written}
+    changed["checkpoint"] |= checkpoint
+    made = build_export_request(IDENTITY, asked, Version.model_validate(changed), "0123abcd", INSTALLATION).architecture
+    assert made is not None
+    return made
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [(10, 10), ("relu", "relu"), ("0.5", 0.5), ("1e-3", 0.001), ("true", True), ("false", False), ("10", 10), ('"10"', "10"),
+     ('"true"', "true"), ("True", "True"), ("", ""), ("null", "null"), ("[1]", "[1]"), ("NaN", "NaN"), ("1e999", "1e999"),
+     ("-Infinity", "-Infinity")],
+)  # fmt: skip
+def test_a_parameter_means_what_is_written(written: int | str, meant: Any) -> None:
+    (value,) = architecture({"name": "lenet5", "parameters": {"p": written}}).parameters.values()
+    assert (value, type(value)) == (meant, type(meant))
+
+
+def test_a_source_is_reached_as_the_checkpoint_is() -> None:
+    own = {"entryPoint": "nets:build", "source": SOURCE, "parameters": {"hidden_size": 3}}
+    made = architecture(own, endpoint="http://elsewhere:9000", region="eu-west-1")
+    assert made.source is not None
+    assert (made.source.endpoint, made.source.region) == ("http://elsewhere:9000", "eu-west-1")
+    assert made.source.sha256 == SOURCE["sha256"]
+    assert dict(made.parameters) == {"hidden_size": 3}
+
+
+def test_revisions_of_entries_that_were_published_stay() -> None:
+    """Else an upgrade of the operator exports every model again."""
+    entry = {
+        "version": 7,
+        "checkpoint": {"uri": "s3://checkpoints/plants/v7.pt", "format": "StateDict", "sha256": "a" * 64},
+        "architecture": {"name": "torchvision:resnet50", "parameters": {"numClasses": 37}},
+        "inputs": [{"name": "image", "dataType": "FP32", "shape": [3, 224, 224]}],
+        "outputs": [{"name": "logits", "dataType": "FP32", "shape": [37]}],
+    }
+    assert artifact_revision(Version.model_validate(entry)) == "44b7169a"

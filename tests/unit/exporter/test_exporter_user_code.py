@@ -1,0 +1,270 @@
+"""Networks of the user's own: what a source may hold, and what a user reads where it goes wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from exporter_builders import file_request, packed
+
+from perch_exporter.contract import ExportRequest, Outcome, Reason
+from perch_exporter.failure import StepFailed
+from perch_exporter.workspace import MODEL, Workspace
+
+pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch", reason="needs the exporter image's environment: torch is not installed here")
+
+import onnxruntime  # noqa: E402
+
+from perch_exporter import user_code  # noqa: E402
+from perch_exporter.convert import convert  # noqa: E402
+from perch_exporter.fetch import fetch  # noqa: E402
+from perch_exporter.publish import publish  # noqa: E402
+
+NETWORK = """
+import torch
+from torch import nn
+
+from .layers import Scaled
+
+
+class Net(nn.Module):
+    def __init__(self, classes, hidden_size=16, slope=0.1, deep=False):
+        super().__init__()
+        self.first = Scaled(784, hidden_size)
+        self.last = nn.Linear(hidden_size, classes)
+        self.slope = slope
+
+    def forward(self, image):
+        return self.last(nn.functional.leaky_relu(self.first(image.flatten(1)), self.slope))
+
+
+def build(**parameters):
+    return Net(**parameters)
+
+
+class Shapes:
+    square = Net
+"""
+LAYERS = """
+import torch
+from torch import nn
+
+
+class Scaled(nn.Linear):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.scale = torch.tensor([2.0])  # neither parameter nor buffer: lost where a network is built without memory
+
+    def forward(self, x):
+        return super().forward(x) * self.scale
+"""
+FILES = {"nets/__init__.py": "", "nets/model.py": NETWORK, "nets/layers.py": LAYERS}
+PARAMETERS = {"classes": 10, "hidden_size": 8, "slope": 0.2, "deep": True}
+
+
+def own(entry_point: str, archive: Path, **parameters: Any) -> dict[str, Any]:
+    source = {"uri": archive.as_uri(), "sha256": hashlib.sha256(archive.read_bytes()).hexdigest()}
+    return {"entryPoint": entry_point, "source": source, "parameters": parameters}
+
+
+def weights(root: Path) -> Path:
+    torch.manual_seed(0)
+    first, last = torch.nn.Linear(784, 8), torch.nn.Linear(8, 10)
+    content = {f"first.{key}": value for key, value in first.state_dict().items()}
+    content |= {f"last.{key}": value for key, value in last.state_dict().items()}
+    root.mkdir(parents=True, exist_ok=True)
+    torch.save(content, root / "v1.pt")
+    return root / "v1.pt"
+
+
+def asked_for(root: Path, files: dict[str, str], entry_point: str = "nets.model:build", **parameters: Any) -> ExportRequest:
+    checkpoint = weights(root)
+    archive = packed(root / "nets.zip", files)
+    return file_request(root, checkpoint, architecture=own(entry_point, archive, **(parameters or PARAMETERS)))
+
+
+def converted(asked: ExportRequest, root: Path) -> Workspace:
+    workspace = Workspace(root / "work")
+    fetch(asked, workspace, {})
+    convert(asked, workspace)
+    return workspace
+
+
+@pytest.mark.parametrize("entry_point", ["nets.model:build", "nets.model:Shapes.square"])
+def test_a_network_of_ones_own_goes_the_whole_way(entry_point: str, tmp_path: Path) -> None:
+    asked = asked_for(tmp_path, FILES, entry_point)
+    workspace = converted(asked, tmp_path)
+    assert publish(asked, workspace, {}).outcome is Outcome.PUBLISHED
+    session = onnxruntime.InferenceSession(workspace.output / MODEL)
+    images = np.random.default_rng(5).standard_normal((3, 1, 28, 28)).astype(np.float32)
+    state = torch.load(asked.checkpoint.uri.removeprefix("file://"))
+    flat = torch.from_numpy(images).flatten(1)
+    hidden = torch.nn.functional.linear(flat, state["first.weight"], state["first.bias"]) * 2
+    expected = torch.nn.functional.linear(
+        torch.nn.functional.leaky_relu(hidden, 0.2), state["last.weight"], state["last.bias"]
+    ).numpy()
+    assert np.allclose(session.run(None, {"image": images})[0], expected, atol=1e-5)
+
+
+def test_nothing_of_it_stays_importable(tmp_path: Path) -> None:
+    before = list(sys.path)
+    converted(asked_for(tmp_path, FILES), tmp_path)
+    assert sys.path == before
+    assert not [name for name in sys.modules if name.partition(".")[0] == "nets"]
+
+
+def test_fetch_refuses_another_source_than_the_version_says(tmp_path: Path) -> None:
+    asked = asked_for(tmp_path, FILES)
+    packed(tmp_path / "nets.zip", FILES | {"nets/model.py": NETWORK + "import os\n"})
+    with pytest.raises(StepFailed, match=r"source.sha256") as caught:
+        fetch(asked, Workspace(tmp_path / "work"), {})
+    assert caught.value.reason is Reason.CHECKSUM_MISMATCH
+    assert not Workspace(tmp_path / "work").object("source").exists()
+
+
+def test_fetch_refuses_a_source_above_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = asked_for(tmp_path, FILES)
+    assert asked.architecture is not None
+    monkeypatch.setattr(type(asked.architecture.source), "LIMIT", 100)
+    with pytest.raises(StepFailed) as caught:
+        fetch(asked, Workspace(tmp_path / "work"), {})
+    assert caught.value.reason is Reason.OBJECT_TOO_LARGE
+
+
+def changed(**files: str) -> dict[str, str]:
+    return FILES | {name.replace("__", "/") + ".py": text for name, text in files.items()}
+
+
+FAILURES: list[tuple[str, dict[str, str], str, dict[str, Any], str]] = [
+    ("the module is missing", FILES, "nets.models:build", {}, "No module named 'nets.models'"),
+    ("the package is missing", FILES, "net.model:build", {}, "No module named 'net'"),
+    ("the name is the image's own", FILES, "torch.nn:Linear", {}, "No module named 'torch.nn' in the source, which holds nets"),
+    ("the factory is missing", FILES, "nets.model:make", {}, "has no attribute 'make'"),
+    ("what it imports is missing", changed(nets__model="import nowhere\n"), "nets.model:build", {},
+     "No module named 'nowhere' (nets/model.py, line 1)"),
+    ("it does not parse", changed(nets__model="\n\ndef build(:\n"), "nets.model:build", {}, "(nets/model.py, line 3)"),
+    ("it fails in a file that it imports", changed(nets__layers="\n1 / 0\n"), "nets.model:build", {},
+     "ZeroDivisionError: division by zero (nets/layers.py, line 2)"),
+    ("a parameter is missing", FILES, "nets.model:build", {"slope": 0.1}, "missing 1 required positional argument"),
+    ("a parameter is unknown", FILES, "nets.model:build", {"classes": 10, "width": 3}, "with classes=10, width=3: TypeError"),
+    ("it ends the process", changed(nets__model="import sys\ndef build(**_):\n  sys.exit('no')\n"), "nets.model:build", {},
+     "SystemExit: no (nets/model.py, line 3)"),
+    ("it gives no network", changed(nets__model="def build(**_):\n  return 3\n"), "nets.model:build", {},
+     "gives a int; it must return a torch.nn.Module"),
+    ("the factory is no function", changed(nets__model="build = 3\n"), "nets.model:build", {}, "not callable"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("files", "entry_point", "parameters", "says"), [case[1:] for case in FAILURES], ids=[case[0] for case in FAILURES]
+)
+def test_a_sentence_says_what_is_wrong_when(
+    files: dict[str, str], entry_point: str, parameters: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(StepFailed) as caught:
+        converted(asked_for(tmp_path, files, entry_point, **parameters), tmp_path)
+    assert caught.value.reason is Reason.ENTRY_POINT_FAILED
+    assert says in caught.value.message
+    assert "perch-source-" not in caught.value.message
+
+
+def test_an_error_of_the_forward_pass_names_the_users_line(tmp_path: Path) -> None:
+    broken = NETWORK.replace("image.flatten(1)", "image.flatten(0)")
+    with pytest.raises(StepFailed, match=r"\(nets/layers.py, line 12\)") as caught:
+        converted(asked_for(tmp_path, changed(nets__model=broken)), tmp_path)
+    assert caught.value.reason is Reason.SHAPE_MISMATCH
+
+
+def test_a_dict_as_the_answer_is_refused_with_its_keys_and_the_way_out(tmp_path: Path) -> None:
+    broken = NETWORK.replace("return self.last(", "return dict(logits=self.last(").replace("self.slope))", "self.slope)))")
+    with pytest.raises(StepFailed, match=r"a dict with the keys logits; it must give a tensor, or a tuple") as caught:
+        converted(asked_for(tmp_path, changed(nets__model=broken)), tmp_path)
+    assert caught.value.reason is Reason.SHAPE_MISMATCH
+
+
+def test_weights_of_another_network_are_refused_as_for_any_architecture(tmp_path: Path) -> None:
+    with pytest.raises(StepFailed, match="has 10 classes and the architecture 7") as caught:
+        converted(asked_for(tmp_path, FILES, **(PARAMETERS | {"classes": 7})), tmp_path)
+    assert caught.value.reason is Reason.CHECKPOINT_MISMATCH
+
+
+# --- archives that mean harm -------------------------------------------------------------------------------------------------
+
+
+def _entry(name: str, mode: int = 0) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name)
+    entry.external_attr = mode << 16
+    return entry
+
+
+def _archive(*entries: tuple[zipfile.ZipInfo | str, bytes]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for entry, content in entries:
+                archive.writestr(entry, content)
+
+    return write
+
+
+def _twice(path: Path) -> None:
+    with pytest.warns(UserWarning, match="Duplicate"):
+        _archive(("a.py", b"1"), ("a.py", b"2"))(path)
+
+
+def _lying(path: Path) -> None:
+    """Its table says 10 bytes where 5,000 are packed."""
+    _archive(("a.py", b"1" * 5000))(path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace((5000).to_bytes(4, "little"), (10).to_bytes(4, "little")))
+
+
+HARM: list[tuple[str, Callable[[Path], Any], str]] = [
+    ("a path upwards", _archive(("nets/../../evil.py", b"")), "outside of its folder"),
+    ("an absolute path", _archive(("/evil.py", b"")), "outside of its folder"),
+    ("a path of another system", _archive(("nets\\..\\..\\evil.py", b"")), "outside of its folder"),
+    ("a symlink", _archive((_entry("link", stat.S_IFLNK | 0o777), b"/etc/passwd")), "is a link"),
+    ("a device", _archive((_entry("null", stat.S_IFCHR | 0o666), b"")), "is a link or a device"),
+    ("a bomb", _archive(("zeros.py", b"\0" * 70_000)), "unpacks to 70,000 bytes"),
+    ("a bomb whose table lies", _lying, "cannot be unpacked"),
+    ("more files than are taken", _archive(*((f"f{n}.py", b"") for n in range(51))), "51 files"),
+    ("a name twice", _twice, "FileExistsError"),
+    ("a file where a folder is", _archive(("a", b""), ("a/b.py", b"")), "cannot be unpacked"),
+    ("no zip", lambda path: path.write_bytes(b"\x1f\x8bnot a zip"), "BadZipFile"),
+    ("an empty file", lambda path: path.write_bytes(b""), "BadZipFile"),
+]
+
+
+@pytest.mark.parametrize(("write", "says"), [case[1:] for case in HARM], ids=[case[0] for case in HARM])
+def test_a_source_is_refused_that_has(
+    write: Callable[[Path], Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_code, "MOST_FILES", 50)
+    monkeypatch.setattr(user_code, "MOST_BYTES", 60_000)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    write(tmp_path / "source.zip")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(StepFailed) as caught, user_code.opened(tmp_path / "source.zip"):
+        pass
+    assert caught.value.reason is Reason.SOURCE_REJECTED
+    assert says in caught.value.message
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_the_same_archives_open_where_they_mean_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: files, bytes and modes just within what is taken."""
+    monkeypatch.setattr(user_code, "MOST_FILES", 50)
+    monkeypatch.setattr(user_code, "MOST_BYTES", 60_000)
+    entries = [(f"f{n}.py", b"") for n in range(48)]
+    _archive(*entries, (_entry("plain.py", stat.S_IFREG | 0o644), b"x = 1"), ("zeros.py", b"\0" * 59_000))(
+        tmp_path / "source.zip"
+    )
+    with user_code.opened(tmp_path / "source.zip") as code:
+        assert len(list(code.folder.iterdir())) == 50
