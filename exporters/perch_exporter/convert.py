@@ -33,6 +33,7 @@ from perch_exporter.contract import (
     Figures,
     OnFailure,
     Parity,
+    Precision,
     Reason,
     TensorSpec,
     Tooling,
@@ -42,6 +43,7 @@ from perch_exporter.datasets import open_data_set
 from perch_exporter.failure import StepFailed
 from perch_exporter.onnx_file import check_onnx, check_signature
 from perch_exporter.parity import Answers, judge
+from perch_exporter.precision import lower_precision
 from perch_exporter.programs import export_script, load_program, load_script
 from perch_exporter.samples import Array, Golden, Tensors, fits, make_inputs, sample_count, save_golden
 from perch_exporter.user_code import UserCode, opened
@@ -82,12 +84,13 @@ def _convert(request: ExportRequest, workspace: Workspace, code: UserCode | None
         opset = request.conversion.opset or DEFAULT_OPSET
         _export(request, model, golden, path, opset)
     save_golden(golden, workspace.output / GOLDEN)
+    lower_precision(request.conversion, path, golden.inputs)
     log.info("%d bytes of ONNX, opset %d, %.1f s so far", path.stat().st_size, opset, time.monotonic() - started)
 
     parity = _prove(request, reference, golden, path)
     log.info("parity %s: %s", parity.verdict, parity.message)
     if parity.verdict is not Verdict.PASSED:
-        raise parity_failure(parity)
+        raise parity_failure(parity, request.conversion.precision)
     accuracy = _measure(request, workspace, reference, path)
     figures = Figures(parity=parity, accuracy=accuracy, tooling=_tooling(opset), seconds=round(time.monotonic() - started, 3))
     (workspace.output / FIGURES).write_text(figures.to_json())
@@ -132,12 +135,13 @@ def _load(request: ExportRequest, workspace: Workspace, code: UserCode | None) -
     return model if architecture.layer is None else cut(model, architecture.layer)
 
 
-def parity_failure(parity: Parity) -> StepFailed:
+def parity_failure(parity: Parity, precision: Precision) -> StepFailed:
     if parity.verdict is Verdict.UNPROVABLE:
         hint = "are these trained weights? A larger verification.parity.relativeTolerance asks for less"
         return StepFailed(Reason.PARITY_UNPROVABLE, f"parity cannot be proven: {parity.message}; {hint}", parity)
+    hint = "" if precision is Precision.FP32 else f"; this is {precision}, conversion.precision: FP32 is exact"
     return StepFailed(
-        Reason.PARITY_FAILED, f"the exported model does not answer as the checkpoint does: {parity.message}", parity
+        Reason.PARITY_FAILED, f"the exported model does not answer as the checkpoint does: {parity.message}{hint}", parity
     )
 
 
@@ -252,7 +256,7 @@ def _prove(request: ExportRequest, reference: Reference, golden: Golden, path: P
         inputs = make_inputs(request.inputs, request.artifact_revision, count, _OTHER_DYNAMIC)
         other = Golden(inputs, reference(inputs))
         cases.append(_case(session, names, other, count, f" with dynamic sizes of {_OTHER_DYNAMIC}"))
-    return judge(cases, request.verification.parity)
+    return judge(cases, request.tolerance)
 
 
 def _measure(request: ExportRequest, workspace: Workspace, reference: Reference, path: Path) -> Accuracy | None:

@@ -13,6 +13,10 @@ The rule. For each output, over N samples, in double precision:
   within that rounding (16 ε max|answer|). Agreement would then prove nothing, and disagreement neither.
 - NaN or Inf on either side fails.
 
+The tolerances are the request's; where it says nothing they are those of the precision: 1e-3 for FP32, 5e-2 for FP16. The
+answers to compare with are the checkpoint's own at every precision, here and beside every Triton: an artefact that is tied to
+its own former answers would hide how far it has left the network that was trained.
+
 With several outputs and batch sizes the worst figures stand. Top-1 agreement (outputs of two dimensions, at least two
 columns) is reported and not judged: a tie on meaningless inputs is no fault.
 """

@@ -101,7 +101,7 @@ def _upload(request: ExportRequest, output: Path, figures: Figures, store: Store
         checkpoint_sha256=request.checkpoint.sha256,
         files=entries,
         parity=figures.parity,
-        tolerance=request.verification.parity,
+        tolerance=request.tolerance,
         accuracy=figures.accuracy,
         tooling=figures.tooling,
     )
@@ -155,7 +155,7 @@ def _inspect_tensors(group: str, specs: tuple[TensorSpec, ...], tensors: Tensors
 
 def _judge_again(figures: Figures, golden: Golden, request: ExportRequest) -> None:
     """The figures against the limits, and that the golden samples can tell a right model from a wrong one at all."""
-    tolerance = request.verification.parity
+    tolerance = request.tolerance
     provable = judge([Answers(golden.outputs, golden.outputs, "against themselves")], tolerance)
     if provable.verdict is not Verdict.PASSED:
         raise _rejected(f"the golden samples prove nothing: {provable.message}")

@@ -955,13 +955,7 @@ REFUSED_WHEN_CREATED = [
         "a precision is INT8, which this release does not do",
         put("versions/0/conversion/precision", "INT8"),
         f"{V}.conversion.precision",
-        'supported values: "FP32"',
-    ),
-    Refusal(
-        "a precision is FP16, which this release does not do",
-        put("versions/0/conversion/precision", "FP16"),
-        f"{V}.conversion.precision",
-        'supported values: "FP32"',
+        'supported values: "FP32", "FP16"',
     ),
     Refusal(
         "an opset is too old", put("versions/0/conversion/opset", 11), f"{V}.conversion.opset", "greater than or equal to 18"

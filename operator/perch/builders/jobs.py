@@ -62,10 +62,12 @@ def build_export_request(
         inputs=tuple(_tensor(t.name, t.data_type, t.shape) for t in entry.inputs),
         outputs=tuple(_tensor(t.name, t.data_type, t.shape) for t in entry.outputs),
         conversion=contract.Conversion(
-            target=entry.conversion.target, precision=entry.conversion.precision, opset=entry.conversion.opset
+            target=entry.conversion.target,
+            precision=contract.Precision(entry.conversion.precision),
+            opset=entry.conversion.opset,
         ),
         verification=contract.Verification(
-            parity=contract.ParityTolerance.model_validate(parity.model_dump(by_alias=True, exclude_none=True) if parity else {}),
+            parity=contract.ParityLimits.model_validate(parity.model_dump(by_alias=True, exclude_none=True) if parity else {}),
             accuracy=contract.AccuracyGate(
                 dataset=contract.DataSet(uri=accuracy.dataset.uri, sha256=accuracy.dataset.sha256, **reached),
                 minimum=accuracy.minimum,

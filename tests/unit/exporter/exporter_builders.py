@@ -85,7 +85,7 @@ def hand_over(workspace: Workspace, content: Golden | None = None) -> None:
     (workspace.output / MODEL).write_bytes(b"onnx" * 1000)
     save_golden(content, workspace.output / GOLDEN)
     figures = {
-        "parity": judge([Answers(content.outputs, content.outputs, "")], request().verification.parity).model_dump(),
+        "parity": judge([Answers(content.outputs, content.outputs, "")], request().tolerance).model_dump(),
         "tooling": {"torch": "2.15.0+cpu", "onnx": "1.23.2", "onnxruntime": "1.31.1", "opset": 18},
         "seconds": 1.5,
     }

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from perch_exporter import contract
-from perch_exporter.contract import ErrorReport, ExportRequest, Outcome, Parity, Reason, Step, Summary, Verdict
+from perch_exporter.contract import ErrorReport, ExportRequest, Outcome, Parity, ParityTolerance, Reason, Step, Summary, Verdict
 
 SOURCE = {"uri": "s3://code/nets.zip", "sha256": "b" * 64}
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
@@ -83,9 +83,15 @@ def test_a_good_request_survives_the_way_through_json_and_its_schema() -> None:
 
 def test_defaults_are_filled_in_and_stand_in_the_json() -> None:
     content = json.loads(request().to_json())
-    assert content["verification"] == {"parity": {"absoluteTolerance": "1e-3", "relativeTolerance": "1e-3"}}
+    assert content["verification"] == {"parity": {}}
     assert content["conversion"] == {"target": "ONNX", "precision": "FP32"}
     assert content["triton"]["instanceKind"] == "AUTO"
+
+
+def test_tolerances_that_the_request_leaves_out_are_those_of_its_precision() -> None:
+    assert request().tolerance == ParityTolerance(absolute_tolerance="1e-3", relative_tolerance="1e-3")
+    half = request(conversion__precision="FP16", verification__parity__relativeTolerance="1e-3")
+    assert half.tolerance == ParityTolerance(absolute_tolerance="5e-2", relative_tolerance="1e-3")
 
 
 def test_the_contract_imports_nothing_heavy() -> None:
