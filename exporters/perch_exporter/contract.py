@@ -276,15 +276,47 @@ class Verification(_Contract):
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
 
 
+class TimeoutAction(StrEnum):
+    REJECT = "Reject"
+    DELAY = "Delay"
+
+
+class QueuePolicy(_Contract):
+    timeout_action: TimeoutAction | None = None
+    default_timeout_microseconds: Annotated[int, Field(ge=1, le=3_600_000_000)] | None = None
+    allow_timeout_override: bool = False
+    max_queue_size: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+
+
+PriorityLevel = Annotated[int, Field(ge=1, le=64)]
+
+
 class DynamicBatching(_Contract):
     max_queue_delay_microseconds: Annotated[int, Field(ge=0, le=60_000_000)] = 0
     preferred_batch_sizes: Annotated[tuple[BatchSize, ...], Field(max_length=16)] | None = None
+    priority_levels: PriorityLevel | None = None
+    default_priority_level: PriorityLevel | None = None
+    default_queue_policy: QueuePolicy | None = None
+
+    @model_validator(mode="after")
+    def _a_default_among_the_levels(self) -> Self:
+        levels, default = self.priority_levels, self.default_priority_level
+        if (levels is None) != (default is None):
+            raise ValueError("priorityLevels and defaultPriorityLevel belong together: give both, or neither")
+        if levels is not None and default is not None and default > levels:
+            raise ValueError(f"defaultPriorityLevel {default} is above priorityLevels {levels}")
+        return self
 
 
 class InstanceKind(StrEnum):
     AUTO = "AUTO"
     CPU = "CPU"
     GPU = "GPU"
+
+
+Label = Annotated[str, _text(r"^[^\x00-\x1f\x7f]+$", 128)]
+LABELS_LIMIT = 128 * 1024
+"""Most bytes of all labels: the request is an annotation of the Job, and those have 256 KiB in all."""
 
 
 class Triton(_Contract):
@@ -294,6 +326,18 @@ class Triton(_Contract):
     dynamic_batching: DynamicBatching | None = None
     instance_count: Annotated[int, Field(ge=1, le=256)] = 1
     instance_kind: InstanceKind = InstanceKind.AUTO
+    labels: Annotated[tuple[Label, ...], Field(min_length=1, max_length=1000)] | None = None
+    warmup: bool = False
+    response_cache: bool = False
+    config_overrides: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    """Protobuf text; `perch_exporter.triton_config` says what may stand in it."""
+
+    @model_validator(mode="after")
+    def _labels_have_room(self) -> Self:
+        size = sum(len(label.encode()) for label in self.labels or ())
+        if size > LABELS_LIMIT:
+            raise ValueError(f"labels take {size:,} bytes, more than {LABELS_LIMIT:,}: shorten them")
+        return self
 
     @model_validator(mode="after")
     def _batching_has_room(self) -> Self:
@@ -338,6 +382,13 @@ class ExportRequest(_Contract):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"inputs and outputs need names of their own; used twice: {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_label_for_each_class(self) -> Self:
+        labels = self.triton.labels
+        if labels is not None and [tensor.shape for tensor in self.outputs] != [(len(labels),)]:
+            raise ValueError(f"triton.labels has {len(labels)} names: the one output's shape must be [{len(labels)}]")
         return self
 
     @model_validator(mode="after")

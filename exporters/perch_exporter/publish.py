@@ -22,7 +22,6 @@ from perch_exporter.artifact import (
     GOLDEN_KEY,
     Published,
     claimed,
-    config_key,
     digest_of,
     model_key,
     published,
@@ -45,10 +44,10 @@ from perch_exporter.contract import (
     Verdict,
 )
 from perch_exporter.failure import StepFailed
+from perch_exporter.model_files import build_model_files
 from perch_exporter.parity import Answers, judge, within
 from perch_exporter.samples import GOLDEN_LIMIT, Golden, Tensors, fits, load_golden
 from perch_exporter.store import Store, open_store, repository_credentials
-from perch_exporter.triton_config import build_config
 from perch_exporter.workspace import FIGURES, GOLDEN, MODEL, Workspace
 
 log = logging.getLogger(__name__)
@@ -69,12 +68,12 @@ def publish(request: ExportRequest, workspace: Workspace, environment: Mapping[s
     if found := published(store, request.owner, request.artifact_revision):
         log.info("somebody published it meanwhile, nothing to upload")
         return found.summary(request.destination.uri, Outcome.ALREADY_PUBLISHED)
-    manifest = _upload(request, workspace.output, figures, store)
+    manifest = _upload(request, workspace.output, figures, build_model_files(request, golden), store)
     seconds = StepSeconds(fetch=workspace.fetch_seconds(), convert=figures.seconds, publish=round(time.monotonic() - started, 3))
     return manifest.summary(request.destination.uri, Outcome.PUBLISHED, seconds)
 
 
-def _upload(request: ExportRequest, output: Path, figures: Figures, store: Store) -> Published:
+def _upload(request: ExportRequest, output: Path, figures: Figures, made: Mapping[str, bytes], store: Store) -> Published:
     """Replaces what an attempt that died may have left: without a manifest nobody has read it."""
     claimed(store, request.owner, request.artifact_revision)  # refuses what somebody else is in the middle of
     left_over = sorted(store.sizes(), key=lambda key: key != Manifest.FILE_NAME)
@@ -84,14 +83,14 @@ def _upload(request: ExportRequest, output: Path, figures: Figures, store: Store
     claim = Claim(owner=request.owner, artifact_revision=request.artifact_revision)
     store.write(Claim.FILE_NAME, claim.to_json().encode())
 
-    config = build_config(request).encode()
     files = {model_key(request): output / MODEL, GOLDEN_KEY: output / GOLDEN}
     entries = {key: FileEntry(sha256=sha256_of(path), size=path.stat().st_size) for key, path in files.items()}
-    entries[config_key(request)] = FileEntry(sha256=hashlib.sha256(config).hexdigest(), size=len(config))
+    entries |= {key: FileEntry(sha256=hashlib.sha256(content).hexdigest(), size=len(content)) for key, content in made.items()}
     for key, path in files.items():
         log.info("uploading %s (%d bytes) to %s", key, entries[key].size, store.where(key))
         store.upload(path, key)
-    store.write(config_key(request), config)
+    for key, content in made.items():
+        store.write(key, content)
 
     manifest = Manifest(
         owner=request.owner,

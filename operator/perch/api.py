@@ -204,6 +204,15 @@ Image = Annotated[
         ),
     ),
 ]
+# A regular expression for each of 1000 labels would burst the cost budget; the exporter refuses other control characters.
+Label = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=128,
+        json_schema_extra=_rules((r"!self.contains('\n')", "write a class's name on one line")),
+    ),
+]
 # A pod template with a name twice could not be applied; the API server refuses it here, where the user sees it.
 _BY_NAME: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
 VersionNumber = Annotated[int, Field(ge=1, le=999_999_999, json_schema_extra={"format": "int32"})]
@@ -480,7 +489,47 @@ class Verification(Model):
     accuracy: Accuracy | None = Field(None, description="Answers of the artefact against labels.")
 
 
+class QueuePolicy(Model):
+    """What becomes of requests that wait in Triton's queue."""
+
+    timeout_action: Literal["Reject", "Delay"] | None = Field(
+        None,
+        description="What happens to a request whose time is up: Reject (default) answers an error, Delay lets all others go "
+        "before it.",
+    )
+    default_timeout_microseconds: int | None = Field(
+        None,
+        ge=1,
+        le=3_600_000_000,
+        json_schema_extra={"format": "int64"},
+        description="Longest time in the queue, µs; without an end if omitted.",
+    )
+    allow_timeout_override: bool = Field(False, description="Let a request ask for a shorter time than that, by its timeout.")
+    max_queue_size: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        json_schema_extra={"format": "int32"},
+        description="Most requests in the queue; one more is answered by an error at once. Not bounded if omitted.",
+    )
+
+
 class DynamicBatching(Model):
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            (
+                "has(self.priorityLevels) == has(self.defaultPriorityLevel)",
+                "priorityLevels and defaultPriorityLevel belong together: give both, or neither",
+                ".priorityLevels",
+            ),
+            (
+                "!has(self.priorityLevels) || !has(self.defaultPriorityLevel) || "
+                "self.defaultPriorityLevel <= self.priorityLevels",
+                "defaultPriorityLevel is one of the levels 1 to priorityLevels: lower it",
+                ".defaultPriorityLevel",
+            ),
+        )
+    )
     max_queue_delay_microseconds: int | None = Field(
         None,
         ge=0,
@@ -495,6 +544,21 @@ class DynamicBatching(Model):
         description="Batch sizes that Triton tries to form.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
+    priority_levels: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        json_schema_extra={"format": "int32"},
+        description="How many priorities a request may ask for, by its priority; 1 goes first. One for all if omitted.",
+    )
+    default_priority_level: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        json_schema_extra={"format": "int32"},
+        description="Priority of a request that asks for none. Required with priorityLevels.",
+    )
+    default_queue_policy: QueuePolicy | None = Field(None, description="How long requests may wait, and how many.")
 
 
 class TritonModel(Model):
@@ -522,6 +586,39 @@ class TritonModel(Model):
     instance_count: int = Field(
         1, ge=1, le=64, json_schema_extra={"format": "int32"}, description="Model instances per device; 1 if omitted."
     )
+    instance_kind: Literal["AUTO", "CPU", "GPU"] = Field(
+        "AUTO",
+        description="Where the instances run. AUTO (default): on the pod's GPUs, or on the CPU where it has none.",
+    )
+    labels: list[Label] | None = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="Names of the classes, in the order of the output, for Triton's classification extension and for "
+        "postprocessing. As many as the output's last dimension says.",
+    )
+    warmup: bool = Field(
+        False,
+        description="Run a sample alone, and in a batch of maxBatchSize, before the model is ready: else the first requests pay "
+        "for what libraries load and tune.",
+    )
+    response_cache: bool = Field(
+        False,
+        description="Answer a request that equals an earlier one from memory; runtime.responseCacheMebibytes bounds it.",
+    )
+    config_overrides: str | None = Field(
+        None,
+        min_length=1,
+        max_length=4096,
+        description="More of Triton's config.pbtxt, as protobuf text, merged into what Perch writes: dynamic_batching, "
+        "instance_group, metric_tags, optimization, parameters and response_cache. A list takes the place of Perch's own.",
+        json_schema_extra=_rules(
+            (
+                r'!self.matches(r"^\s*(name|platform|backend|version_policy|max_batch_size|input|output)\s*[:{<]")',
+                "name, backend, input, output and the like are written by Perch from the version's own fields: remove them",
+            ),
+        ),
+    )
 
 
 class Version(Model):
@@ -537,6 +634,12 @@ class Version(Model):
                 "has(self.architecture) || !(self.checkpoint.format in ['StateDict', 'SafeTensors'])",
                 "name the architecture whose weights the checkpoint holds: StateDict and SafeTensors bring none of their own",
                 ".architecture",
+            ),
+            (
+                "!has(self.triton) || !has(self.triton.labels) || self.outputs.all(o, o.shape.size() == 1 && "
+                "o.shape[0] == self.triton.labels.size())",
+                "triton.labels are the classes of the one output: give as many as its shape says, which must be [classes]",
+                ".triton.labels",
             ),
             (
                 "!has(self.architecture) || self.checkpoint.format in ['StateDict', 'SafeTensors']",
@@ -1184,6 +1287,13 @@ class Runtime(Model):
         "60 if omitted, at least 30.",
     )
     shared_memory_size: Quantity = Field("256Mi", description="Size of /dev/shm, in memory; 256Mi if omitted.")
+    response_cache_mebibytes: int = Field(
+        64,
+        ge=1,
+        le=65536,
+        json_schema_extra={"format": "int32"},
+        description="Memory of Triton's response cache in MiB, for versions with triton.responseCache; 64 if omitted.",
+    )
 
 
 class Builder(Model):

@@ -49,8 +49,24 @@ def entry(version: int) -> dict[str, Any]:
         },
         "triton": {
             "maxBatchSize": 32,
-            "dynamicBatching": {"maxQueueDelayMicroseconds": 500, "preferredBatchSizes": [8, 16]},
+            "dynamicBatching": {
+                "maxQueueDelayMicroseconds": 500,
+                "preferredBatchSizes": [8, 16],
+                "priorityLevels": 2,
+                "defaultPriorityLevel": 2,
+                "defaultQueuePolicy": {
+                    "timeoutAction": "Delay",
+                    "defaultTimeoutMicroseconds": 1000,
+                    "allowTimeoutOverride": True,
+                    "maxQueueSize": 100,
+                },
+            },
             "instanceCount": 2,
+            "instanceKind": "GPU",
+            "labels": [f"digit {n}" for n in range(10)],
+            "warmup": True,
+            "responseCache": True,
+            "configOverrides": 'parameters { key: "intra_op_thread_count" value { string_value: "2" } }',
         },
     }
 
@@ -185,6 +201,7 @@ def full_spec(versions: int = 2) -> dict[str, Any]:
             "runtimeClassName": "nvidia",
             "terminationGracePeriodSeconds": 90,
             "sharedMemorySize": "1Gi",
+            "responseCacheMebibytes": 256,
         },
         "builder": {**scheduling, "activeDeadlineSeconds": 1800},
         "routing": {
@@ -1078,6 +1095,78 @@ REFUSED_WHEN_CREATED = [
         f"{V}.triton.dynamicBatching.preferredBatchSizes",
         "8 when omitted",
         False,
+    ),
+    Refusal(
+        "levels of priority have no default",
+        drop("versions/0/triton/dynamicBatching/defaultPriorityLevel"),
+        f"{V}.triton.dynamicBatching.priorityLevels",
+        "give both, or neither",
+        False,
+    ),
+    Refusal(
+        "the default priority is no level",
+        put("versions/0/triton/dynamicBatching/defaultPriorityLevel", 3),
+        f"{V}.triton.dynamicBatching.defaultPriorityLevel",
+        "lower it",
+        False,
+    ),
+    Refusal(
+        "a queue ends in a way that Triton does not know",
+        put("versions/0/triton/dynamicBatching/defaultQueuePolicy/timeoutAction", "Drop"),
+        f"{V}.triton.dynamicBatching.defaultQueuePolicy.timeoutAction",
+        '"Reject", "Delay"',
+    ),
+    Refusal(
+        "a queue has no room",
+        put("versions/0/triton/dynamicBatching/defaultQueuePolicy/maxQueueSize", 0),
+        f"{V}.triton.dynamicBatching.defaultQueuePolicy.maxQueueSize",
+        "greater than or equal to 1",
+    ),
+    Refusal(
+        "instances run on what is not there",
+        put("versions/0/triton/instanceKind", "TPU"),
+        f"{V}.triton.instanceKind",
+        '"AUTO", "CPU", "GPU"',
+    ),
+    Refusal(
+        "a class has no label",
+        lambda s: s["versions"][0]["triton"]["labels"].pop(),
+        f"{V}.triton.labels",
+        "give as many as its shape says",
+        False,
+    ),
+    Refusal(
+        "a label has two lines",
+        put("versions/0/triton/labels/3", "cat\ndog"),
+        f"{V}.triton.labels[3]",
+        "on one line",
+        False,
+    ),
+    Refusal("a label is empty", put("versions/0/triton/labels/3", ""), f"{V}.triton.labels[3]", "at least 1 chars"),
+    Refusal(
+        "there are more than 1000 labels",
+        put("versions/0/triton/labels", [str(n) for n in range(1001)]),
+        f"{V}.triton.labels",
+        "at most 1000 items",
+    ),
+    Refusal(
+        "overrides begin with what is Perch's own",
+        put("versions/0/triton/configOverrides", '\n backend: "python"'),
+        f"{V}.triton.configOverrides",
+        "remove them",
+        False,
+    ),
+    Refusal(
+        "overrides are a book",
+        put("versions/0/triton/configOverrides", "#" * 4097),
+        f"{V}.triton.configOverrides",
+        "may not be more than 4096",
+    ),
+    Refusal(
+        "a response cache has no room",
+        put("runtime/responseCacheMebibytes", 0),
+        "spec.runtime.responseCacheMebibytes",
+        "greater than or equal to 1",
     ),
     Refusal(
         "a batch size is 0", put("versions/0/triton/maxBatchSize", 0), f"{V}.triton.maxBatchSize", "greater than or equal to 1"

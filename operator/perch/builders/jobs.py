@@ -43,7 +43,6 @@ def build_export_request(
     """The exporter's view of one version. Raises pydantic.ValidationError where the exporter would refuse it."""
     repository, checkpoint = spec.repository, entry.checkpoint
     parity, accuracy = entry.verification.parity, entry.verification.accuracy
-    batching = entry.triton.dynamic_batching
     # Whatever else a version names lies beside its checkpoint.
     reached = {"endpoint": checkpoint.endpoint or repository.endpoint, "region": checkpoint.region or repository.region}
     return contract.ExportRequest(
@@ -77,16 +76,7 @@ def build_export_request(
             if accuracy
             else None,
         ),
-        triton=contract.Triton(
-            max_batch_size=entry.triton.max_batch_size,
-            dynamic_batching=contract.DynamicBatching(
-                max_queue_delay_microseconds=batching.max_queue_delay_microseconds or 0,
-                preferred_batch_sizes=tuple(batching.preferred_batch_sizes) if batching.preferred_batch_sizes else None,
-            )
-            if batching
-            else None,
-            instance_count=entry.triton.instance_count,
-        ),
+        triton=contract.Triton.model_validate(entry.triton.model_dump(mode="json", by_alias=True, exclude_none=True)),
         destination=_destination(identity, repository, entry.version, revision),
     )
 

@@ -94,6 +94,7 @@ def build_deployment(
                 # Defence in depth: the route exposes none of these, and pods inside the cluster cannot call them either.
                 f"--grpc-restricted-protocol={RESTRICTED}:perch={identity.uid}",
                 f"--http-restricted-api={RESTRICTED}:perch={identity.uid}",
+                *_cache(entry, runtime),
             ],
             "env": _environment(dump.get("env", [])),
             "ports": [
@@ -207,6 +208,13 @@ def build_deployment(
             "template": {"metadata": {"labels": labels, "annotations": {ANNOTATION_SERVING_HASH: content}}, "spec": pod},
         },
     }
+
+
+def _cache(entry: Version, runtime: Runtime) -> list[str]:
+    """Triton has a response cache only where it is told how large; a model that does not ask for it needs none."""
+    if not entry.triton.response_cache:
+        return []
+    return [f"--cache-config=local,size={runtime.response_cache_mebibytes * 2**20}"]
 
 
 def _environment(wanted: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -59,6 +59,26 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {"triton": {"maxBatchSize": 4, "dynamicBatching": {"preferredBatchSizes": [2, 8]}}},
         r"\[8\] are above maxBatchSize 4",
     ),
+    (
+        "levels of priority without a default",
+        {"triton": {"maxBatchSize": 4, "dynamicBatching": {"priorityLevels": 2}}},
+        "belong together",
+    ),
+    (
+        "a default priority that is no level",
+        {"triton": {"maxBatchSize": 4, "dynamicBatching": {"priorityLevels": 2, "defaultPriorityLevel": 3}}},
+        "3 is above priorityLevels 2",
+    ),
+    ("a class without a label", {"triton__labels": ["0"]}, r"shape must be \[1\]"),
+    ("a label of two lines", {"triton__labels": ["a\nb"] * 10}, "triton.labels.0"),
+    (
+        "labels that fit no annotation",
+        {
+            "triton__labels": ["ü" * 128] * 1000,
+            "outputs": [{"name": "logits", "dataType": "FP32", "shape": [1000]}],
+        },
+        "labels take 256,000 bytes",
+    ),
     ("no instances", {"triton__instanceCount": 0}, "triton.instanceCount"),
     ("an unknown kind of instance", {"triton__instanceKind": "TPU"}, "triton.instanceKind"),
 ]

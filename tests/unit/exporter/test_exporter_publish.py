@@ -36,6 +36,7 @@ from perch_exporter.fetch import fetch
 from perch_exporter.publish import publish
 from perch_exporter.samples import save_golden
 from perch_exporter.store import FileStore
+from perch_exporter.triton_config import parse_config
 from perch_exporter.workspace import FIGURES, GOLDEN, MODEL, Workspace
 
 
@@ -95,6 +96,27 @@ def test_what_was_published_comes_back_byte_by_byte(place: Place, tmp_path: Path
     assert (pod / "golden/golden.npz").read_bytes() == (place.output / GOLDEN).read_bytes()
     assert 'name: "digits"' in (pod / "models/digits/config.pbtxt").read_text()
     assert sorted(path.name for path in pod.iterdir()) == ["golden", "manifest.json", "models"]
+
+
+def test_labels_and_the_warm_ups_sample_lie_where_the_config_says(place: Place, tmp_path: Path) -> None:
+    labels = [f"digit {n}" for n in range(10)]
+    place.request = file_request(tmp_path, b"a checkpoint", triton={"maxBatchSize": 8, "labels": labels, "warmup": True})
+    place.download(place.publish(), tmp_path / "pod")
+    model = tmp_path / "pod/models/digits"
+    config = parse_config((model / "config.pbtxt").read_text())
+    assert (model / config.output[0].label_filename).read_text().splitlines() == labels
+    sample = golden().inputs["image"][0]
+    for warmup in config.model_warmup:
+        (tensor,) = warmup.inputs.values()
+        assert list(tensor.dims) == list(sample.shape)
+        assert (model / "warmup" / tensor.input_data_file).read_bytes() == sample.tobytes()
+
+
+def test_overrides_that_cannot_be_merged_are_refused_before_anything_is_fetched(place: Place, tmp_path: Path) -> None:
+    place.request = file_request(tmp_path, b"a checkpoint", triton={"maxBatchSize": 8, "configOverrides": 'name: "x"'})
+    with pytest.raises(StepFailed, match="may not set name"):
+        fetch(place.request, place.workspace, {})
+    assert not place.workspace.checkpoint.exists()
 
 
 def test_equal_content_has_an_equal_digest_wherever_and_whenever(place: Place, tmp_path: Path) -> None:

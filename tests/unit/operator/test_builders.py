@@ -13,7 +13,7 @@ from perch.builders.autoscaler import build_autoscaler, canonical
 from perch.builders.jobs import build_export_request
 from perch.builders.route import GRPC_METHODS, build_route, is_current, must_rehearse, read_weights, rest_paths
 from perch.builders.serving import build_deployment
-from perch.names import artifact_revision
+from perch.names import artifact_revision, serving_hash
 from perch.observed import Identity, RouteFacts
 from perch_exporter import contract
 from tests.unit.operator.world import INSTALLATION, spec
@@ -270,3 +270,40 @@ def test_revisions_of_entries_that_were_published_stay() -> None:
         "outputs": [{"name": "logits", "dataType": "FP32", "shape": [37]}],
     }
     assert artifact_revision(Version.model_validate(entry)) == "44b7169a"
+
+
+def test_a_response_cache_is_there_for_the_versions_that_ask_for_it_and_rolls_no_others() -> None:
+    entry = spec(1).versions[0].model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    cached = spec(1, versions=[{**entry, "triton": {"responseCache": True}}], runtime={"responseCacheMebibytes": 2})
+
+    def flags(asked: Spec) -> list[str]:
+        command = deployment(asked)["spec"]["template"]["spec"]["containers"][0]["command"]
+        return [word for word in command if "cache" in word]
+
+    assert flags(cached) == ["--cache-config=local,size=2097152"]
+    assert flags(spec(1)) == []
+    explicit = spec(1, runtime={"responseCacheMebibytes": 64})
+    assert serving_hash("r", "d", explicit) == serving_hash("r", "d", spec(1)), "the default, written out, rolls nothing"
+
+
+def test_every_field_of_triton_reaches_the_exporter() -> None:
+    entry = spec(1).versions[0].model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    triton = {
+        "maxBatchSize": 4,
+        "dynamicBatching": {
+            "maxQueueDelayMicroseconds": 1, "preferredBatchSizes": [2], "priorityLevels": 2, "defaultPriorityLevel": 1,
+            "defaultQueuePolicy": {
+                "timeoutAction": "Delay", "defaultTimeoutMicroseconds": 3, "allowTimeoutOverride": True, "maxQueueSize": 4
+            },
+        },
+        "instanceCount": 2, "instanceKind": "CPU", "labels": ["x"] * 10, "warmup": True, "responseCache": True,
+        "configOverrides": "parameters { }",
+    }  # fmt: skip
+    asked = spec(1, versions=[{**entry, "triton": triton}])
+    request = build_export_request(IDENTITY, asked, asked.versions[0], "0123abcd", INSTALLATION)
+    assert json.loads(request.triton.to_json()) == triton
+
+
+def test_the_revision_of_an_entry_that_uses_nothing_new_stays() -> None:
+    """Another revision would export it again under another prefix."""
+    assert artifact_revision(spec(1).versions[0]) == "276680df"
