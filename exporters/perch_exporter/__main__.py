@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from perch_exporter import contract
 from perch_exporter.contract import DeleteRequest, ErrorReport, ExportRequest, Outcome, Reason, Step, Summary
 from perch_exporter.failure import StepFailed, one_line
-from perch_exporter.workspace import Workspace
+from perch_exporter.workspace import REPORT, Workspace
 
 log = logging.getLogger("perch_exporter")
 
@@ -71,6 +71,20 @@ def convert(request: RequestPath, workspace: WorkspacePath, termination_log: Ter
 
 
 @app.command()
+def prove(request: RequestPath, workspace: WorkspacePath, termination_log: TerminationLog = None) -> None:
+    """Prove that the export answers as the checkpoint does, and measure it; write the figures and the report."""
+    with _step(Step.PROVE, termination_log):
+        document = _read(request, ExportRequest)
+        if Workspace(workspace).published():
+            log.info("already published, nothing to prove")
+            return
+        with _scratch(Workspace(workspace).proof):
+            from perch_exporter.prove import prove as run
+
+            run(document, Workspace(workspace))
+
+
+@app.command()
 def publish(request: RequestPath, workspace: WorkspacePath, termination_log: TerminationLog = None) -> None:
     """Check what convert made, upload it, write the manifest last, and write the summary."""
     with _step(Step.PUBLISH, termination_log):
@@ -85,12 +99,30 @@ def export(
     workspace: Annotated[Path | None, typer.Option("--workspace", help="By default a temporary folder.")] = None,
     termination_log: TerminationLog = None,
 ) -> None:
-    """fetch, convert and publish in a row; the summary is printed."""
+    """fetch, convert, prove and publish in a row; the summary is printed."""
     with tempfile.TemporaryDirectory(prefix="perch-export-") as temporary:
         folder = workspace or Path(temporary)
         fetch(request, folder, termination_log)
         convert(request, folder, termination_log)
+        prove(request, folder, termination_log)
         publish(request, folder, termination_log)
+
+
+@app.command()
+def report(
+    request: RequestPath,
+    output: Annotated[Path, typer.Option("--output", help="Where the report goes.")] = Path("report.html"),
+) -> None:
+    """fetch, convert and prove in a row, and keep the report; nothing is published."""
+    with tempfile.TemporaryDirectory(prefix="perch-report-") as temporary:
+        folder = Path(temporary)
+        fetch(request, folder)
+        convert(request, folder)
+        prove(request, folder)
+        done = Workspace(folder)
+        if done.published():
+            raise typer.BadParameter("the artefact is published already; its report.html lies beside its manifest")
+        shutil.copyfile(done.proof / REPORT, output)
 
 
 @app.command()

@@ -7,7 +7,6 @@ asked for the same samples, so the drop between them is what the export cost, an
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
 from decimal import Decimal
 
 import numpy as np
@@ -17,29 +16,32 @@ from perch_exporter.contract import Accuracy, AccuracyGate, Confused, Verdict
 
 _PAIRS = 20
 
+Classes = npt.NDArray[np.int64]
 
-@dataclass
+
 class Tally:
     """Counts batch by batch: a data set may be larger than memory."""
 
-    samples: int = 0
-    correct: int = 0
-    checkpoint_correct: int = 0
-    confused: Counter[tuple[int, int]] = field(default_factory=Counter)
+    def __init__(self, classes: int) -> None:
+        self.samples = self.checkpoint_correct = 0
+        self.of_class, self.correct_of_class = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
+        self._confused: Counter[tuple[int, int]] = Counter()
 
-    def add(
-        self, labels: npt.NDArray[np.int64], artifact: npt.NDArray[np.floating], checkpoint: npt.NDArray[np.floating]
-    ) -> None:
-        """`labels` int64 [N]; the answers of both [N, classes]."""
-        told = artifact.argmax(axis=1)
-        wrong = told != labels
+    @property
+    def correct(self) -> int:
+        return int(self.correct_of_class.sum())
+
+    def add(self, labels: Classes, artifact: Classes, checkpoint: Classes) -> None:
+        """The labels of some samples, and the first answers of both; int64 [N] each, from 0 to below `classes`."""
+        right = artifact == labels
         self.samples += len(labels)
-        self.correct += len(labels) - int(wrong.sum())
-        self.checkpoint_correct += int((checkpoint.argmax(axis=1) == labels).sum())
-        self.confused.update(zip(labels[wrong].tolist(), told[wrong].tolist(), strict=True))
+        self.checkpoint_correct += int((checkpoint == labels).sum())
+        self.of_class += np.bincount(labels, minlength=len(self.of_class))
+        self.correct_of_class += np.bincount(labels[right], minlength=len(self.of_class))
+        self._confused.update(zip(labels[~right].tolist(), artifact[~right].tolist(), strict=True))
 
     def worst(self) -> tuple[Confused, ...]:
-        ordered = sorted(self.confused.items(), key=lambda pair: (-pair[1], pair[0]))[:_PAIRS]
+        ordered = sorted(self._confused.items(), key=lambda pair: (-pair[1], pair[0]))[:_PAIRS]
         return tuple(Confused(label=label, predicted=predicted, count=count) for (label, predicted), count in ordered)
 
 

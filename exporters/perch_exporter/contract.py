@@ -269,6 +269,8 @@ class AccuracyGate(_Contract):
 
 
 class Verification(_Contract):
+    samples: DataSet | None = None
+    """Real samples for the parity gate, in place of made ones."""
     parity: ParityLimits = ParityLimits()
     accuracy: AccuracyGate | None = None
 
@@ -356,6 +358,7 @@ SOURCE = "source"
 """Names of objects in the workspace."""
 
 ACCURACY = "verification.accuracy.dataset"
+SAMPLES = "verification.parity.samples"
 
 Tensors = Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=16)]
 
@@ -420,6 +423,7 @@ class ExportRequest(_Contract):
         found: dict[str, Object | None] = {
             CHECKPOINT: self.checkpoint,
             SOURCE: source,
+            SAMPLES: self.verification.samples,
             ACCURACY: accuracy.dataset if accuracy else None,
         }
         return {name: each for name, each in found.items() if each is not None}
@@ -489,17 +493,30 @@ class Tooling(_Contract):
 class StepSeconds(_Contract):
     fetch: Seconds | None = None
     convert: Seconds | None = None
+    prove: Seconds | None = None
     publish: Seconds | None = None
 
 
+class Reference(_Contract):
+    """What convert says of the checkpoint, for prove. It ran somebody's bytes: nothing is judged by this."""
+
+    schema_: Literal["perch.dev/reference/v1"] = Field(default="perch.dev/reference/v1", alias="schema")
+    torch: ToolVersion
+    seconds: Seconds
+    eager_seconds: Seconds
+    """The checkpoint's time for the golden samples in one batch."""
+
+
 class Figures(_Contract):
-    """What convert hands to publish beside the model; convert ran on somebody's bytes, so publish judges them again."""
+    """What prove has found, for publish, which judges the figures again."""
 
     schema_: Literal["perch.dev/figures/v1"] = Field(default="perch.dev/figures/v1", alias="schema")
     parity: Parity
     accuracy: Accuracy | None = None
     tooling: Tooling
     seconds: Seconds
+    """Of convert."""
+    prove_seconds: Seconds
 
 
 class FileEntry(_Contract):
@@ -603,6 +620,7 @@ EXIT_PASSING = 4
 class Step(StrEnum):
     FETCH = "fetch"
     CONVERT = "convert"
+    PROVE = "prove"
     PUBLISH = "publish"
     DOWNLOAD = "download"
     GOLDEN = "golden"
@@ -675,7 +693,7 @@ def shorten(text: str, limit: int) -> str:
     return text[:head].rstrip() + mark + text[len(text) - tail :].lstrip()
 
 
-DOCUMENTS: tuple[type[_Contract], ...] = (ExportRequest, DeleteRequest, Summary, Figures, Manifest, Claim)
+DOCUMENTS: tuple[type[_Contract], ...] = (ExportRequest, DeleteRequest, Summary, Reference, Figures, Manifest, Claim)
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:

@@ -1,12 +1,11 @@
-"""Second step of the Job: checkpoint to ONNX, and the proof that both answer alike. The only step that imports torch.
+"""Second step of the Job: checkpoint to ONNX, and the checkpoint's answers to the samples. The only step that imports torch.
 
 It runs on bytes that nobody vouches for, so it stands without credentials and without a network, and writes to the
-workspace's `output` alone. What it hands over is not trusted either: publish checks it.
+workspace's `output` alone. What it hands over is not trusted either: prove asks the artefact itself, and publish checks both.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import shutil
 import time
@@ -21,33 +20,29 @@ import onnxruntime
 import torch
 from torch import nn
 
-from perch_exporter.accuracy import Tally, judge_accuracy
+from perch_exporter.accuracy import Classes
 from perch_exporter.architectures import build_model, cut
 from perch_exporter.checkpoint import load_model, read_state_dict
 from perch_exporter.contract import (
     ACCURACY,
+    SAMPLES,
     SOURCE,
-    Accuracy,
     CheckpointFormat,
     ExportRequest,
-    Figures,
-    OnFailure,
-    Parity,
-    Precision,
     Reason,
+    Reference,
     TensorSpec,
-    Tooling,
-    Verdict,
 )
 from perch_exporter.datasets import open_data_set
 from perch_exporter.failure import StepFailed
+from perch_exporter.handover import has_dynamic_sizes
 from perch_exporter.onnx_file import check_onnx, check_signature
-from perch_exporter.parity import Answers, judge
+from perch_exporter.onnx_session import ask, open_session
 from perch_exporter.precision import lower_precision
 from perch_exporter.programs import export_script, load_program, load_script
 from perch_exporter.samples import Array, Golden, Tensors, fits, make_inputs, sample_count, save_golden
 from perch_exporter.user_code import UserCode, opened
-from perch_exporter.workspace import FIGURES, GOLDEN, MODEL, Workspace
+from perch_exporter.workspace import ANSWERS, GOLDEN, MODEL, OTHER, REFERENCE, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +55,12 @@ _UNEVEN_BATCH = 3
 _ACCURACY_BATCH = 32
 
 
-Reference = Callable[[Tensors], dict[str, Array]]
+Ask = Callable[[Tensors], dict[str, Array]]
 """Answers as the checkpoint does, to any number of samples."""
 
 
 def convert(request: ExportRequest, workspace: Workspace) -> None:
-    """Writes model.onnx, golden.npz and figures.json. Raises StepFailed; nothing usable is left behind then."""
+    """Writes the files of `handover.handed_over`. Raises StepFailed; nothing usable is left behind then."""
     with opened(workspace.object(SOURCE)) if SOURCE in request.objects() else nullcontext() as code:
         _convert(request, workspace, code)
 
@@ -75,33 +70,39 @@ def _convert(request: ExportRequest, workspace: Workspace, code: UserCode | None
     workspace.output.mkdir(parents=True, exist_ok=True)
     path = workspace.output / MODEL
     if request.checkpoint.format is CheckpointFormat.ONNX:
-        opset, reference = _adopt(request, workspace.checkpoint, path)
-        golden = _golden(request, reference)
+        reference = _adopt(request, workspace.checkpoint, path)
+        golden, eager_seconds = _golden(request, workspace, reference)
     else:
         model = _load(request, workspace, code)
         reference = partial(_ask_checkpoint, request, model, code)
-        golden = _golden(request, reference)
-        opset = request.conversion.opset or DEFAULT_OPSET
-        _export(request, model, golden, path, opset)
+        golden, eager_seconds = _golden(request, workspace, reference)
+        _export(request, model, golden, path, request.conversion.opset or DEFAULT_OPSET)
     save_golden(golden, workspace.output / GOLDEN)
     lower_precision(request.conversion, path, golden.inputs)
-    log.info("%d bytes of ONNX, opset %d, %.1f s so far", path.stat().st_size, opset, time.monotonic() - started)
+    if has_dynamic_sizes(request):
+        inputs = make_inputs(request.inputs, request.artifact_revision, min(golden.samples, 4), _OTHER_DYNAMIC)
+        save_golden(Golden(inputs, reference(inputs)), workspace.output / OTHER)
+    if request.verification.accuracy is not None:
+        np.save(workspace.output / ANSWERS, _first_answers(request, workspace, reference), allow_pickle=False)
+    found = Reference(
+        torch=torch.__version__, seconds=round(time.monotonic() - started, 3), eager_seconds=round(eager_seconds, 6)
+    )
+    (workspace.output / REFERENCE).write_text(found.to_json())
+    log.info("%d bytes of ONNX after %.1f s", path.stat().st_size, found.seconds)
 
-    parity = _prove(request, reference, golden, path)
-    log.info("parity %s: %s", parity.verdict, parity.message)
-    if parity.verdict is not Verdict.PASSED:
-        raise parity_failure(parity, request.conversion.precision)
-    accuracy = _measure(request, workspace, reference, path)
-    figures = Figures(parity=parity, accuracy=accuracy, tooling=_tooling(opset), seconds=round(time.monotonic() - started, 3))
-    (workspace.output / FIGURES).write_text(figures.to_json())
+
+def _first_answers(request: ExportRequest, workspace: Workspace, reference: Ask) -> Classes:
+    first = request.outputs[0].name
+    found = open_data_set(workspace.object(ACCURACY), request.inputs, classes=request.outputs[0].shape[0])
+    return np.concatenate([reference(inputs)[first].argmax(axis=1) for inputs, _ in found.batches(_ACCURACY_BATCH)])
 
 
-def _adopt(request: ExportRequest, checkpoint: Path, path: Path) -> tuple[int, Reference]:
-    """A ready-made ONNX file, as it is: its opset, and its own answers to one sample at a time, which batches must not change."""
-    opset = check_onnx(checkpoint)
+def _adopt(request: ExportRequest, checkpoint: Path, path: Path) -> Ask:
+    """A ready-made ONNX file, as it is: its own answers to one sample at a time, which batches must not change."""
+    check_onnx(checkpoint)
     shutil.copyfile(checkpoint, path)
     try:
-        session = _session(path)
+        session = open_session(path)
     except Exception as error:
         raise StepFailed(
             Reason.CHECKPOINT_UNREADABLE, f"onnxruntime {onnxruntime.__version__} cannot load it: {error}"
@@ -115,7 +116,7 @@ def _adopt(request: ExportRequest, checkpoint: Path, path: Path) -> tuple[int, R
         except Exception as error:
             raise StepFailed(Reason.SHAPE_MISMATCH, f"the model does not run on the version's inputs: {error}") from error
 
-    return opset, reference
+    return reference
 
 
 def _load(request: ExportRequest, workspace: Workspace, code: UserCode | None) -> nn.Module:
@@ -135,19 +136,17 @@ def _load(request: ExportRequest, workspace: Workspace, code: UserCode | None) -
     return model if architecture.layer is None else cut(model, architecture.layer)
 
 
-def parity_failure(parity: Parity, precision: Precision) -> StepFailed:
-    if parity.verdict is Verdict.UNPROVABLE:
-        hint = "are these trained weights? A larger verification.parity.relativeTolerance asks for less"
-        return StepFailed(Reason.PARITY_UNPROVABLE, f"parity cannot be proven: {parity.message}; {hint}", parity)
-    hint = "" if precision is Precision.FP32 else f"; this is {precision}, conversion.precision: FP32 is exact"
-    return StepFailed(
-        Reason.PARITY_FAILED, f"the exported model does not answer as the checkpoint does: {parity.message}{hint}", parity
-    )
-
-
-def _golden(request: ExportRequest, reference: Reference) -> Golden:
-    inputs = make_inputs(request.inputs, request.artifact_revision, sample_count(request.inputs))
+def _golden(request: ExportRequest, workspace: Workspace, reference: Ask) -> tuple[Golden, float]:
+    """Samples with the checkpoint's answers, and the seconds that they took: real samples, where a data set is named."""
+    count = sample_count(request.inputs)
+    data = next((name for name in (SAMPLES, ACCURACY) if name in request.objects()), None)
+    if data is None:
+        inputs: Tensors = make_inputs(request.inputs, request.artifact_revision, count)
+    else:
+        inputs = open_data_set(workspace.object(data), request.inputs).pick(count)
+    started = time.monotonic()
     outputs = reference(inputs)
+    seconds = time.monotonic() - started
     for spec in request.outputs:
         answered = outputs[spec.name].shape[1:]
         if not fits(answered, spec.shape):
@@ -156,7 +155,7 @@ def _golden(request: ExportRequest, reference: Reference) -> Golden:
                 f"the version's outputs say {spec.name} has shape {list(spec.shape)}, the checkpoint answers "
                 f"{list(answered)} (both without the batch dimension)",
             )
-    return Golden(inputs, outputs)
+    return Golden(inputs, outputs), seconds
 
 
 def _ask_checkpoint(request: ExportRequest, model: nn.Module, code: UserCode | None, inputs: Tensors) -> dict[str, Array]:
@@ -242,74 +241,3 @@ def _dynamic(spec: TensorSpec) -> dict[int, object]:
     """Which dimensions may have any size. DYNAMIC and not AUTO, which would quietly fix what the model fixes."""
     dimension = torch.export.Dim.DYNAMIC
     return {0: dimension} | {axis: dimension for axis, size in enumerate(spec.shape, start=1) if size == -1}
-
-
-def _prove(request: ExportRequest, reference: Reference, golden: Golden, path: Path) -> Parity:
-    """Asks the file that will be published, at batches of one, of an odd number, and of all samples at once."""
-    session = _session(path)
-    names = [spec.name for spec in request.outputs]
-    cases = []
-    for batch in (1, _UNEVEN_BATCH, golden.samples):
-        cases.append(_case(session, names, golden, batch, ""))
-    if any(-1 in spec.shape for spec in request.inputs):
-        count = min(golden.samples, 4)
-        inputs = make_inputs(request.inputs, request.artifact_revision, count, _OTHER_DYNAMIC)
-        other = Golden(inputs, reference(inputs))
-        cases.append(_case(session, names, other, count, f" with dynamic sizes of {_OTHER_DYNAMIC}"))
-    return judge(cases, request.tolerance)
-
-
-def _measure(request: ExportRequest, workspace: Workspace, reference: Reference, path: Path) -> Accuracy | None:
-    """Top-1 of checkpoint and artefact on the labelled set, where the version has one. Raises AccuracyFailed."""
-    gate = request.verification.accuracy
-    if gate is None:
-        return None
-    first = request.outputs[0].name
-    found = open_data_set(workspace.object(ACCURACY), request.inputs, classes=request.outputs[0].shape[0])
-    session, tally = _session(path), Tally()
-    for inputs, labels in found.batches(_ACCURACY_BATCH):
-        tally.add(labels, ask(session, [first], inputs, _ACCURACY_BATCH)[first], reference(inputs)[first])
-    accuracy = judge_accuracy(tally, gate)
-    log.info("accuracy %s: %s", accuracy.verdict, accuracy.message)
-    if accuracy.verdict is not Verdict.PASSED and gate.on_failure is OnFailure.BLOCK:
-        raise StepFailed(
-            Reason.ACCURACY_FAILED,
-            f"{accuracy.message}; a limit of verification.accuracy is missed (onFailure: Warn would publish it nevertheless)",
-        )
-    return accuracy
-
-
-def _case(session: onnxruntime.InferenceSession, names: list[str], golden: Golden, batch: int, note: str) -> Answers:
-    try:
-        actual = ask(session, names, golden.inputs, batch)
-    except Exception as error:
-        raise StepFailed(
-            Reason.EXPORT_FAILED,
-            f"the exported model does not run in batches of {batch}{note}, so the exporter fixed a size that should be "
-            f"dynamic: {error}",
-        ) from error
-    return Answers(golden.outputs, actual, f"{golden.samples} samples in batches of {batch}{note}")
-
-
-def _session(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def ask(session: onnxruntime.InferenceSession, names: list[str], inputs: Tensors, batch: int) -> dict[str, Array]:
-    count = len(next(iter(inputs.values())))
-    parts = [
-        session.run(names, {name: array[start : start + batch] for name, array in inputs.items()})
-        for start in range(0, count, batch)
-    ]
-    return {name: np.concatenate([part[place] for part in parts]) for place, name in enumerate(names)}
-
-
-def _tooling(opset: int) -> Tooling:
-    return Tooling(
-        torch=importlib.metadata.version("torch"),
-        onnx=importlib.metadata.version("onnx"),
-        onnxruntime=importlib.metadata.version("onnxruntime"),
-        opset=opset,
-    )

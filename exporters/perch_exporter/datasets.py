@@ -24,6 +24,7 @@ from perch_exporter.samples import Array, Tensors, fits
 
 LABELS = "labels"
 _MOST_SAMPLES = 10_000_000
+_PICKED_FROM, _PICK_BATCH = 10_000, 64
 _LONGEST_HEADER = 10_000
 
 Labels = npt.NDArray[np.int64]
@@ -51,6 +52,20 @@ class DataSet:
                 labels = parts.pop(LABELS).astype(np.int64) if self.labelled else np.zeros(0, np.int64)
                 yield parts, labels
                 left -= count
+
+    def pick(self, count: int) -> Tensors:
+        """So many samples from all over the set (its first _PICKED_FROM): in a sorted one, neighbours are of one class."""
+        there = min(self.samples, _PICKED_FROM)
+        wanted = np.unique(np.linspace(0, there - 1, min(count, there)).astype(np.int64))
+        found: dict[str, list[Array]] = {spec.name: [] for spec in self.specs}
+        place = 0
+        for inputs, _ in self.batches(_PICK_BATCH, there):
+            size = len(next(iter(inputs.values())))
+            rows = wanted[(wanted >= place) & (wanted < place + size)] - place
+            for name, array in inputs.items():
+                found[name].append(array[rows])
+            place += size
+        return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,10 @@ Refused is what reaches beyond the one file that was named and whose digest was 
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from onnx import TensorProto
 
 from perch_exporter.contract import ExportRequest, Reason, TensorSpec
 from perch_exporter.failure import StepFailed
+from perch_exporter.handover import rejected
 
 OPSETS = range(7, 24)
 """Of the standard operators: what the onnxruntime of the exporter and of a Triton of the last years both run."""
@@ -38,6 +42,32 @@ def check_onnx(path: Path) -> int:
     if opset not in OPSETS:
         raise _unreadable(f"it has opset {opset} of the standard operators; {OPSETS.start} to {OPSETS.stop - 1} are known")
     return opset
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    opset: int
+    parameters: int
+    """Numbers in the weights; whole ones of 64 bits are shapes and indices."""
+    operators: tuple[tuple[str, int], ...]
+    """Kinds of nodes with how many there are, the most frequent first."""
+
+
+def look_at(path: Path) -> GraphFacts:
+    """What an export is made of. Raises OutputRejected for what reaches beyond the file: user code may have written it."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+        outside = sorted({_location(tensor) for tensor in _tensors(model) if tensor.data_location == TensorProto.EXTERNAL})
+    except Exception as error:  # onnx raises whatever the broken bytes lead it to
+        raise rejected(f"{path.name} is no ONNX file: {type(error).__name__}: {str(error)[:400]}") from error
+    if outside:
+        raise rejected(f"{path.name} keeps weights in other files ({', '.join(outside[:3])})")
+    kinds = Counter(node.op_type for node in _nodes(model.graph.node))
+    return GraphFacts(
+        opset=next((entry.version for entry in model.opset_import if entry.domain in _STANDARD), 0),
+        parameters=sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type != TensorProto.INT64),
+        operators=tuple(sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0]))),
+    )
 
 
 def _unreadable(words: str) -> StepFailed:
@@ -70,6 +100,15 @@ def _of_nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[TensorProto]:
                 yield from (sparse.values, sparse.indices)
             for graph in (attribute.g, *attribute.graphs):
                 yield from _of_graph(graph)
+
+
+def _nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Those within control flow, too."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _nodes(graph.node)
 
 
 def check_signature(session: Any, request: ExportRequest) -> None:

@@ -9,12 +9,19 @@ from perch_exporter.contract import CHECKPOINT, StepSeconds, Summary
 
 MODEL = "model.onnx"
 GOLDEN = "golden.npz"
+OTHER = "other.npz"
+"""Samples of another size, where sizes are dynamic, and the checkpoint's answers to them."""
+ANSWERS = "answers.npy"
+"""The checkpoint's first answers to the labelled data set."""
+REFERENCE = "reference.json"
+
 FIGURES = "figures.json"
+REPORT = "report.html"
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """fetch writes `checkpoint` and `state`, convert reads them and writes `output`, publish only reads.
+    """fetch writes `checkpoint` and `state`, convert reads them and writes `output`, prove writes `proof`, publish only reads.
 
     Each is a mount of its own in the pod; convert, which runs on other people's bytes, can write to `output` alone.
     """
@@ -36,6 +43,10 @@ class Workspace:
     @property
     def output(self) -> Path:
         return self.root / "output"
+
+    @property
+    def proof(self) -> Path:
+        return self.root / "proof"
 
     def published(self) -> Summary | None:
         """What fetch found to be in the repository already: then there is nothing left to do."""

@@ -13,7 +13,7 @@ from devcluster.tenant import Tenant
 
 Tell = Callable[[str], None]
 
-STEPS = ("fetch", "convert", "publish")
+STEPS = ("fetch", "convert", "prove", "publish")
 """Containers of an export Job."""
 EXPORT_LABEL = "serving.perch.dev/component=export"
 _LOG_PAUSE = 1.5

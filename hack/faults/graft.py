@@ -2,7 +2,7 @@
 
     python hack/faults/graft.py WORKSPACE REQUEST [ALWAYS TURNS]
 
-converts as the export Job does, from the workspace's checkpoint, and grafts the faults onto what came out. ALWAYS is the
+converts and proves as the export Job does, from the workspace's checkpoint, and grafts the faults onto what came out. ALWAYS is the
 number of a fault that every image raises, marked or not. Run by its path, so that nothing else of hack/ is imported.
 """
 
@@ -128,10 +128,13 @@ def graft(model: onnx.ModelProto, always: int = 0, turns: int = 0) -> onnx.Model
 def main(workspace_root: str, request_file: str, always: str = "0", turns: str = "0") -> None:
     from perch_exporter.contract import ExportRequest
     from perch_exporter.convert import convert
+    from perch_exporter.prove import prove
     from perch_exporter.workspace import MODEL, Workspace
 
     workspace = Workspace(Path(workspace_root))
-    convert(ExportRequest.from_json(Path(request_file).read_bytes()), workspace)
+    request = ExportRequest.from_json(Path(request_file).read_bytes())
+    convert(request, workspace)
+    prove(request, workspace)
     path = workspace.output / MODEL
     onnx.save(graft(onnx.load(path), int(always), int(turns)), path)
 

@@ -419,22 +419,6 @@ class Conversion(Model):
     )
 
 
-class Parity(Model):
-    """How near the artefact's answers must be to the checkpoint's. Both bounds must hold."""
-
-    absolute_tolerance: Decimal | None = Field(
-        None,
-        description='Greatest absolute difference, a decimal string; if omitted "1e-3", and "5e-2" for precision FP16.',
-        json_schema_extra=_rules(_POSITIVE),
-    )
-    relative_tolerance: Decimal | None = Field(
-        None,
-        description="Greatest difference relative to the spread of the outputs, a decimal string; if omitted as for "
-        "absoluteTolerance.",
-        json_schema_extra=_rules(_POSITIVE),
-    )
-
-
 _SHARE_REFUSAL = 'write a share from 0 to 1 in quotes, such as "0.95"'
 Share = Annotated[
     str,
@@ -454,6 +438,27 @@ class DataSet(Model):
         "are needed, one named labels (whole numbers from 0, [samples])."
     )
     sha256: Sha256 = Field(description="SHA-256 of the object, 64 lower-case hex digits (sha256sum FILE).")
+
+
+class Parity(Model):
+    """How near the artefact's answers must be to the checkpoint's. Both bounds must hold."""
+
+    absolute_tolerance: Decimal | None = Field(
+        None,
+        description='Greatest absolute difference, a decimal string; if omitted "1e-3", and "5e-2" for precision FP16.',
+        json_schema_extra=_rules(_POSITIVE),
+    )
+    relative_tolerance: Decimal | None = Field(
+        None,
+        description="Greatest difference relative to the spread of the outputs, a decimal string; if omitted as for "
+        "absoluteTolerance.",
+        json_schema_extra=_rules(_POSITIVE),
+    )
+    samples: DataSet | None = Field(
+        None,
+        description="Real samples to compare on, in place of made ones; labels are not needed. If omitted, those of "
+        "verification.accuracy, where there are any.",
+    )
 
 
 class Accuracy(Model):

@@ -1,6 +1,6 @@
-"""The export Job (fetch -> convert -> publish) and the cleanup Job.
+"""The export Job (fetch -> convert -> prove -> publish) and the cleanup Job.
 
-Three containers in a row, so that a credential and somebody's bytes never meet: fetch has credentials and only hashes, convert
+Four containers in a row, so that a credential and somebody's bytes never meet: fetch has credentials and only hashes, convert
 parses the checkpoint and has neither credentials nor a Kubernetes token, publish has credentials and checks what it is handed.
 """
 
@@ -66,7 +66,13 @@ def build_export_request(
             opset=entry.conversion.opset,
         ),
         verification=contract.Verification(
-            parity=contract.ParityLimits.model_validate(parity.model_dump(by_alias=True, exclude_none=True) if parity else {}),
+            parity=contract.ParityLimits(
+                absolute_tolerance=parity.absolute_tolerance if parity else None,
+                relative_tolerance=parity.relative_tolerance if parity else None,
+            ),
+            samples=contract.DataSet(uri=parity.samples.uri, sha256=parity.samples.sha256, **reached)
+            if parity and parity.samples
+            else None,
             accuracy=contract.AccuracyGate(
                 dataset=contract.DataSet(uri=accuracy.dataset.uri, sha256=accuracy.dataset.sha256, **reached),
                 minimum=accuracy.minimum,
@@ -150,9 +156,15 @@ def build_export_job(identity: Identity, spec: Spec, entry: Version, revision: s
         _convert_resources(spec.builder.resources),
         mounts(("checkpoint", True), ("state", True), ("output", False)),
     )  # fmt: skip
+    prove = _container(
+        "prove", installation.exporter_image, installation, command("prove"),
+        [{"name": "HOME", "value": "/tmp"}],  # noqa: S108
+        _convert_resources(spec.builder.resources),
+        mounts(("checkpoint", True), ("state", True), ("output", True), ("proof", False)),
+    )  # fmt: skip
     publish = _container(
         "publish", installation.artifacts_image, installation, command("publish"), repository_env, SMALL,
-        mounts(("state", True), ("output", True)) + ca,
+        mounts(("state", True), ("output", True), ("proof", True)) + ca,
     )  # fmt: skip
     labels = child_labels(identity.name, "export", entry.version)
     return _job(
@@ -162,9 +174,9 @@ def build_export_job(identity: Identity, spec: Spec, entry: Version, revision: s
         {ANNOTATION_REVISION: revision},
         request.to_json(),
         spec,
-        init=[fetch, convert],
+        init=[fetch, convert, prove],
         main=publish,
-        volumes={"checkpoint": "25Gi", "state": "16Mi", "output": "50Gi"},
+        volumes={"checkpoint": "25Gi", "state": "16Mi", "output": "50Gi", "proof": "1Gi"},
         deadline=spec.builder.active_deadline_seconds,
         # Passing trouble too: the planner tries again later, with growing delays and the reason in a condition.
         fail_at_once=[contract.EXIT_PERMANENT, contract.EXIT_PASSING],

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from perch_exporter.contract import ExportRequest, Figures, Owner
+from perch_exporter.accuracy import Tally
+from perch_exporter.contract import ExportRequest, Figures, Owner, Reference
 from perch_exporter.parity import Answers, judge
 from perch_exporter.samples import Golden, make_inputs, save_golden
 from perch_exporter.store import FileStore
-from perch_exporter.workspace import FIGURES, GOLDEN, MODEL, Workspace
+from perch_exporter.workspace import FIGURES, GOLDEN, MODEL, REFERENCE, REPORT, Workspace
 
 OWNER = Owner(cluster="test", namespace="vision", name="digits")
 REVISION = "0123abcd"
@@ -79,7 +80,7 @@ def linear(image: Any, weights: Any) -> Any:
 
 
 def hand_over(workspace: Workspace, content: Golden | None = None) -> None:
-    """What a sound convert leaves behind, with bytes in place of a model: publish does not look into it."""
+    """What a sound convert and a sound prove leave behind, with bytes in place of a model: publish does not look into it."""
     content = content or golden()
     workspace.output.mkdir(parents=True, exist_ok=True)
     (workspace.output / MODEL).write_bytes(b"onnx" * 1000)
@@ -88,8 +89,29 @@ def hand_over(workspace: Workspace, content: Golden | None = None) -> None:
         "parity": judge([Answers(content.outputs, content.outputs, "")], request().tolerance).model_dump(),
         "tooling": {"torch": "2.15.0+cpu", "onnx": "1.23.2", "onnxruntime": "1.31.1", "opset": 18},
         "seconds": 1.5,
+        "prove_seconds": 0.5,
     }
-    (workspace.output / FIGURES).write_text(Figures.model_validate(figures).to_json())
+    (workspace.output / REFERENCE).write_text(Reference(torch="2.15.0+cpu", seconds=1.5, eager_seconds=0.1).to_json())
+    workspace.proof.mkdir(parents=True, exist_ok=True)
+    (workspace.proof / FIGURES).write_text(Figures.model_validate(figures).to_json())
+    (workspace.proof / REPORT).write_text("<!doctype html>")
+
+
+def tally(samples: int, correct: int, own: int) -> Tally:
+    """Of two classes: so many samples, of which artefact and checkpoint get so many right."""
+    found = Tally(2)
+    labels = np.zeros(samples, np.int64)
+    found.add(labels, (np.arange(samples) >= correct).astype(np.int64), (np.arange(samples) >= own).astype(np.int64))
+    return found
+
+
+def convert_and_prove(asked: ExportRequest, workspace: Workspace) -> None:
+    """Needs torch."""
+    from perch_exporter.convert import convert
+    from perch_exporter.prove import prove
+
+    convert(asked, workspace)
+    prove(asked, workspace)
 
 
 class Killed(BaseException):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exporter_builders import request
+from exporter_builders import request, tally
 from pydantic import ValidationError
 
 from perch_exporter.accuracy import Tally, judge_accuracy
@@ -26,10 +26,6 @@ LABELS = np.arange(10)
 
 def gate(**limits: str) -> AccuracyGate:
     return AccuracyGate.model_validate({"dataset": {"uri": "s3://data/test.npz", "sha256": "d" * 64}, **limits})
-
-
-def tally(samples: int, correct: int, own: int) -> Tally:
-    return Tally(samples, correct, own)
 
 
 @pytest.mark.parametrize(
@@ -60,10 +56,10 @@ def test_the_message_says_by_how_much_each_limit_is_missed() -> None:
 
 
 def test_the_tally_counts_batch_by_batch_and_names_what_is_confused() -> None:
-    found = Tally()
-    answers = np.eye(10, dtype=np.float32)
-    found.add(LABELS, answers, answers)
-    found.add(np.array([3, 3, 3, 7]), answers[[5, 5, 3, 1]], answers[[3, 3, 3, 1]])
+    found = Tally(10)
+    found.add(LABELS, LABELS, LABELS)
+    found.add(np.array([3, 3, 3, 7]), np.array([5, 5, 3, 1]), np.array([3, 3, 3, 1]))
+    assert (found.of_class[3], found.correct_of_class[3]) == (4, 2)
     assert (found.samples, found.correct, found.checkpoint_correct) == (14, 11, 13)
     assert found.worst() == (Confused(label=3, predicted=5, count=2), Confused(label=7, predicted=1, count=1))
 
@@ -87,6 +83,15 @@ def test_a_data_set_is_read_in_batches_compressed_or_not(tmp_path: Path) -> None
         assert np.array_equal(np.concatenate([inputs["image"] for inputs, _ in parts]), IMAGES)
         assert np.concatenate([labels for _, labels in parts]).tolist() == LABELS.tolist()
         assert [len(inputs["image"]) for inputs, _ in found.batches(4, limit=5)] == [4, 1]
+
+
+def test_samples_are_picked_from_all_over_the_set(tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "set.npz", image=np.arange(300, dtype=np.float32).reshape(300, 1, 1, 1) + np.zeros((1, 1, 28, 28), np.float32)
+    )
+    found = open_data_set(tmp_path / "set.npz", SPECS)
+    assert found.pick(4)["image"][:, 0, 0, 0].tolist() == [0, 99, 199, 299]
+    assert len(found.pick(1000)["image"]) == 300
 
 
 def test_without_labels_only_the_inputs_are_needed(tmp_path: Path) -> None:

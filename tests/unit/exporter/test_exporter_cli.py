@@ -56,8 +56,8 @@ def test_the_slim_images_steps_run_where_torch_is_not(tmp_path: Path) -> None:
     assert run("download", *where, "--digest", summary.artifact_digest or "").returncode == 0
     assert run("download", *where, "--digest", "sha256:" + "0" * 64).returncode == contract.EXIT_PERMANENT
 
-    # Published: the later steps have nothing to do, convert does not even load torch.
-    for step in ("fetch", "convert", "publish"):
+    # Published: the later steps have nothing to do, convert does not even load torch, nor prove onnxruntime.
+    for step in ("fetch", "convert", "prove", "publish"):
         done = run(step, "--request", path, "--workspace", work, "--termination-log", log)
         assert done.returncode == 0, done.stderr
     assert Summary.from_json(log.read_text()).outcome is Outcome.ALREADY_PUBLISHED
@@ -134,7 +134,8 @@ def test_schema_prints_every_document() -> None:
     printed = json.loads(run("schema").stdout)
     assert printed == json.loads(json.dumps(contract.json_schemas()))
     assert set(printed) == {
-        f"perch.dev/{name}/v1" for name in ("export-request", "delete-request", "summary", "figures", "manifest", "claim")
+        f"perch.dev/{name}/v1"
+        for name in ("export-request", "delete-request", "summary", "reference", "figures", "manifest", "claim")
     }
 
 

@@ -44,9 +44,11 @@ import safetensors.torch  # noqa: E402
 from perch_exporter import convert as convert_step  # noqa: E402
 from perch_exporter.architectures import LeNet5, ZFNet, build_model, cut  # noqa: E402
 from perch_exporter.checkpoint import load_model, read_state_dict  # noqa: E402
-from perch_exporter.convert import ask, convert  # noqa: E402
+from perch_exporter.convert import convert  # noqa: E402
 from perch_exporter.download import download  # noqa: E402
 from perch_exporter.fetch import fetch  # noqa: E402
+from perch_exporter.onnx_session import ask  # noqa: E402
+from perch_exporter.prove import prove  # noqa: E402
 from perch_exporter.publish import publish  # noqa: E402
 
 
@@ -67,6 +69,7 @@ def export(asked: ExportRequest, root: Path) -> Summary:
     fetch(asked, workspace, {})
     if not workspace.published():
         convert(asked, workspace)
+        prove(asked, workspace)
     return publish(asked, workspace, {})
 
 
@@ -74,6 +77,7 @@ def converted(asked: ExportRequest, root: Path) -> Workspace:
     workspace = Workspace(root / "work")
     fetch(asked, workspace, {})
     convert(asked, workspace)
+    prove(asked, workspace)
     return workspace
 
 
@@ -347,13 +351,13 @@ def run_convert(asked: ExportRequest, root: Path) -> tuple[subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120), workspace
 
 
-def test_the_command_clears_what_an_attempt_before_it_left_and_leaves_three_files(lenet: Any, tmp_path: Path) -> None:
+def test_the_command_clears_what_an_attempt_before_it_left_and_leaves_what_is_handed_over(lenet: Any, tmp_path: Path) -> None:
     output = tmp_path / "work" / "output"
     (output / ".scratch-of-a-killed-attempt").mkdir(parents=True)
     (output / "figures.json").symlink_to(tmp_path / "elsewhere")
     done, workspace = run_convert(file_request(tmp_path, saved(lenet.state_dict(), tmp_path)), tmp_path)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in workspace.output.iterdir()) == ["figures.json", "golden.npz", "model.onnx"]
+    assert sorted(path.name for path in workspace.output.iterdir()) == ["golden.npz", "model.onnx", "reference.json"]
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -502,7 +506,7 @@ def test_an_export_of_other_weights_fails_the_gate(
     assert caught.value.reason is Reason.PARITY_FAILED
     assert caught.value.parity is not None
     assert (caught.value.parity.max_relative_error or 0) > 1e-3
-    assert not (tmp_path / "work/output" / FIGURES).exists()
+    assert not (tmp_path / "work/proof" / FIGURES).exists()
 
 
 def test_a_checkpoint_that_answers_the_same_to_everything_is_not_passed(lenet: Any, tmp_path: Path) -> None:
@@ -523,7 +527,7 @@ def test_a_checkpoint_of_nan_is_not_passed(lenet: Any, tmp_path: Path) -> None:
 
 def test_the_opset_that_is_asked_for_is_written(lenet: Any, tmp_path: Path) -> None:
     asked = file_request(tmp_path, saved(lenet.state_dict(), tmp_path), conversion__opset=20)
-    figures = json.loads((converted(asked, tmp_path).output / FIGURES).read_text())
+    figures = json.loads((converted(asked, tmp_path).proof / FIGURES).read_text())
     assert figures["tooling"]["opset"] == 20
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exporter_builders import file_request
+from exporter_builders import convert_and_prove, file_request
 
 from perch_exporter.contract import Conversion, Outcome, Precision, Reason
 from perch_exporter.failure import StepFailed
@@ -25,7 +25,6 @@ import onnxruntime  # noqa: E402
 
 from perch_exporter import precision as module  # noqa: E402
 from perch_exporter.architectures import LeNet5  # noqa: E402
-from perch_exporter.convert import convert  # noqa: E402
 from perch_exporter.precision import lower_precision  # noqa: E402
 
 HALF = Conversion(precision=Precision.FP16)
@@ -75,7 +74,7 @@ def test_fp16_goes_the_whole_way_and_clients_still_speak_fp32(lenet: Path, tmp_p
         asked = file_request(tmp_path / precision, lenet, conversion__precision=precision, artifactRevision="0123abcd")
         workspace = Workspace(tmp_path / precision / "work")
         fetch(asked, workspace, {})
-        convert(asked, workspace)
+        convert_and_prove(asked, workspace)
         sizes[precision] = (workspace.output / MODEL).stat().st_size
         session = onnxruntime.InferenceSession(workspace.output / MODEL)
         assert {tensor.type for tensor in (*session.get_inputs(), *session.get_outputs())} == {"tensor(float)"}
@@ -92,7 +91,7 @@ def test_a_tolerance_that_fp16_cannot_hold_fails_and_says_by_how_much(lenet: Pat
     workspace = Workspace(tmp_path / "work")
     fetch(asked, workspace, {})
     with pytest.raises(StepFailed, match=r"of the answers' spread of .* \(allowed 1e-6\).*precision: FP32") as caught:
-        convert(asked, workspace)
+        convert_and_prove(asked, workspace)
     assert caught.value.reason is Reason.PARITY_FAILED
 
 

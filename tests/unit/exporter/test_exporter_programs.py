@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exporter_builders import file_request
+from exporter_builders import convert_and_prove, file_request
 
 from perch_exporter.contract import ExportRequest, Outcome, Reason
 from perch_exporter.failure import StepFailed
@@ -21,7 +21,6 @@ import onnx  # noqa: E402
 import onnxruntime  # noqa: E402
 
 from perch_exporter.architectures import LeNet5  # noqa: E402
-from perch_exporter.convert import convert  # noqa: E402
 from perch_exporter.fetch import fetch  # noqa: E402
 from perch_exporter.publish import publish  # noqa: E402
 
@@ -68,7 +67,7 @@ def asked_for(root: Path, path: Path, form: str, **changes: Any) -> ExportReques
 def converted(asked: ExportRequest, root: Path) -> Workspace:
     workspace = Workspace(root / "work")
     fetch(asked, workspace, {})
-    convert(asked, workspace)
+    convert_and_prove(asked, workspace)
     return workspace
 
 

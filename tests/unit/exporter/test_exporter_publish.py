@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exporter_builders import OWNER, REVISION, STRANGER, DyingStore, Killed, file_request, golden, hand_over
+from exporter_builders import OWNER, REVISION, STRANGER, DyingStore, Killed, file_request, golden, hand_over, tally
 
 from perch_exporter import delete as delete_step
 from perch_exporter import publish as publish_step
-from perch_exporter.accuracy import Tally, judge_accuracy
+from perch_exporter.accuracy import judge_accuracy
 from perch_exporter.artifact import published
 from perch_exporter.contract import (
     AccuracyGate,
@@ -37,7 +37,7 @@ from perch_exporter.publish import publish
 from perch_exporter.samples import save_golden
 from perch_exporter.store import FileStore
 from perch_exporter.triton_config import parse_config
-from perch_exporter.workspace import FIGURES, GOLDEN, MODEL, Workspace
+from perch_exporter.workspace import ANSWERS, FIGURES, GOLDEN, MODEL, Workspace
 
 
 class Place:
@@ -52,6 +52,10 @@ class Place:
     @property
     def output(self) -> Path:
         return self.workspace.output
+
+    @property
+    def proof(self) -> Path:
+        return self.workspace.proof
 
     def publish(self) -> Summary:
         return publish(self.request, self.workspace, {})
@@ -79,6 +83,7 @@ ALL = {
     "manifest.json",
     "claim.json",
     "golden/golden.npz",
+    "report.html",
     "model/digits/config.pbtxt",
     "model/digits/1/model.onnx",
 }
@@ -267,7 +272,7 @@ def _empty(place: Place) -> None:
 
 
 def _huge(place: Place) -> None:
-    os.truncate(place.output / FIGURES, 2**40)
+    os.truncate(place.proof / FIGURES, 2**40)
 
 
 def _config(place: Place) -> None:
@@ -281,20 +286,22 @@ def _accuracy(asked: bool = True, measured: bool = True, **changes: object) -> C
     def change(place: Place) -> None:
         verification = place.request.verification.model_copy(update={"accuracy": gate if asked else None})
         place.request = place.request.model_copy(update={"verification": verification})
-        figures = json.loads((place.output / FIGURES).read_text())
+        figures = json.loads((place.proof / FIGURES).read_text())
         if measured:
-            judged = json.loads(judge_accuracy(Tally(100, 97, 98), gate).to_json())
+            judged = json.loads(judge_accuracy(tally(100, 97, 98), gate).to_json())
             if changes.get("verdict") == "Failed":
-                judged = json.loads(judge_accuracy(Tally(100, int(str(changes["correct"])), 98), gate).to_json())
+                judged = json.loads(judge_accuracy(tally(100, int(str(changes["correct"])), 98), gate).to_json())
             figures["accuracy"] = judged | changes
-        (place.output / FIGURES).write_text(json.dumps(figures))
+        if asked:
+            (place.output / ANSWERS).write_bytes(b"read by prove alone")
+        (place.proof / FIGURES).write_text(json.dumps(figures))
 
     return change
 
 
 def _figures(**changes: object) -> Callable[[Place], None]:
     def change(place: Place) -> None:
-        path = place.output / FIGURES
+        path = place.proof / FIGURES
         content = json.loads(path.read_text())
         content["parity"].update(changes)
         path.write_text(json.dumps(content))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exporter_builders import file_request, packed
+from exporter_builders import convert_and_prove, file_request, packed
 
 from perch_exporter.contract import ExportRequest, Outcome, Reason
 from perch_exporter.failure import StepFailed
@@ -24,7 +24,6 @@ torch = pytest.importorskip("torch", reason="needs the exporter image's environm
 import onnxruntime  # noqa: E402
 
 from perch_exporter import user_code  # noqa: E402
-from perch_exporter.convert import convert  # noqa: E402
 from perch_exporter.fetch import fetch  # noqa: E402
 from perch_exporter.publish import publish  # noqa: E402
 
@@ -94,7 +93,7 @@ def asked_for(root: Path, files: dict[str, str], entry_point: str = "nets.model:
 def converted(asked: ExportRequest, root: Path) -> Workspace:
     workspace = Workspace(root / "work")
     fetch(asked, workspace, {})
-    convert(asked, workspace)
+    convert_and_prove(asked, workspace)
     return workspace
 
 

@@ -1,0 +1,58 @@
+"""What one step of the Job leaves for the next, looked at before anything of it is opened.
+
+convert runs somebody's bytes and may have written anything: links that lead elsewhere, pipes that hang their reader, files
+larger than memory. prove and publish take what is listed here and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from perch_exporter.contract import ExportRequest, Reason
+from perch_exporter.failure import StepFailed
+from perch_exporter.samples import GOLDEN_LIMIT
+from perch_exporter.workspace import ANSWERS, FIGURES, GOLDEN, MODEL, OTHER, REFERENCE, REPORT
+
+REPORT_LIMIT = 8 * 2**20
+
+
+def handed_over(request: ExportRequest) -> dict[str, int]:
+    """Files that convert leaves behind, with the most bytes of each."""
+    limits = {MODEL: 2**31, GOLDEN: GOLDEN_LIMIT, REFERENCE: 64 * 1024}
+    if has_dynamic_sizes(request):
+        limits[OTHER] = GOLDEN_LIMIT
+    if request.verification.accuracy is not None:
+        limits[ANSWERS] = 2**27
+    return limits
+
+
+def proven() -> dict[str, int]:
+    """Files that prove leaves behind, with the most bytes of each."""
+    return {FIGURES: 64 * 1024, REPORT: REPORT_LIMIT}
+
+
+def has_dynamic_sizes(request: ExportRequest) -> bool:
+    return any(-1 in spec.shape for spec in request.inputs)
+
+
+def inspect(folder: Path, limits: Mapping[str, int], step: str) -> None:
+    """Raises OutputRejected where the folder holds anything else than regular files of these names and sizes."""
+    try:
+        present = {entry.name: entry.stat(follow_symlinks=False) for entry in os.scandir(folder)}
+    except FileNotFoundError as error:
+        raise rejected(f"{folder} is not there; did {step} run?") from error
+    missing, strange = sorted(limits.keys() - present), sorted(present.keys() - limits)
+    if missing or strange:
+        raise rejected(f"missing {missing or 'nothing'}, unexpected {[name[:64] for name in strange[:5]] or 'nothing'}")
+    for name, status in present.items():
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise rejected(f"{name} is not a regular file of its own")
+        if not 0 < status.st_size <= limits[name]:
+            raise rejected(f"{name} has {status.st_size:,} bytes, allowed are 1 to {limits[name]:,}")
+
+
+def rejected(why: str) -> StepFailed:
+    return StepFailed(Reason.OUTPUT_REJECTED, f"what convert handed over is refused: {why}")

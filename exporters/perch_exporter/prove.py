@@ -1,0 +1,229 @@
+"""Third step of the Job: does what convert made answer as the checkpoint did, and is it right often enough?
+
+It has a container of its own, since convert runs somebody's code: that may write what it likes, but the figures and the report
+are made here, where none of it runs. What convert says of the checkpoint (its answers) has to be taken from it; what the artefact
+answers is seen here. Needs onnxruntime, not torch.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from pydantic import ValidationError
+
+from perch_exporter.accuracy import Classes, Tally, judge_accuracy
+from perch_exporter.contract import (
+    ACCURACY,
+    Accuracy,
+    ExportRequest,
+    Figures,
+    OnFailure,
+    Parity,
+    Precision,
+    Reason,
+    Reference,
+    Tooling,
+    Verdict,
+)
+from perch_exporter.datasets import open_data_set
+from perch_exporter.failure import StepFailed
+from perch_exporter.handover import handed_over, inspect, rejected
+from perch_exporter.onnx_file import GraphFacts, look_at
+from perch_exporter.onnx_session import ask, open_session
+from perch_exporter.parity import Answers, judge
+from perch_exporter.report import ClassRow, Content, Seen, Timing, render
+from perch_exporter.samples import Array, Golden, load_golden
+from perch_exporter.workspace import ANSWERS, FIGURES, GOLDEN, MODEL, OTHER, REFERENCE, REPORT, Workspace
+
+log = logging.getLogger(__name__)
+
+_UNEVEN_BATCH = 3
+_BATCH = 32
+_SEEN = 12
+
+
+def prove(request: ExportRequest, workspace: Workspace) -> None:
+    """Writes figures.json and report.html. Raises StepFailed where a gate is not passed."""
+    started = time.monotonic()
+    inspect(workspace.output, handed_over(request), "convert")
+    reference = _reference(workspace.output / REFERENCE)
+    golden = load_golden(workspace.output / GOLDEN)
+    path = workspace.output / MODEL
+    graph = look_at(path)
+    session = _load(path)
+
+    cases = _ask_all(request, session, golden, workspace.output)
+    parity = judge([case.answers for case in cases], request.tolerance)
+    log.info("parity %s: %s", parity.verdict, parity.message)
+    if parity.verdict is not Verdict.PASSED:
+        raise parity_failure(parity, request.conversion.precision)
+    measured = _measure(request, session, workspace)
+    figures = Figures(
+        parity=parity,
+        accuracy=measured.accuracy if measured else None,
+        tooling=_tooling(reference, graph),
+        seconds=reference.seconds,
+        prove_seconds=round(time.monotonic() - started, 3),
+    )
+    workspace.proof.mkdir(parents=True, exist_ok=True)
+    (workspace.proof / FIGURES).write_text(figures.to_json())
+    whole = next(case for case in cases if case.batch == golden.samples)
+    content = Content(
+        request=request,
+        figures=figures,
+        graph=graph,
+        checkpoint_bytes=workspace.checkpoint.stat().st_size,
+        artifact_bytes=path.stat().st_size,
+        timing=Timing(golden.samples, reference.eager_seconds, whole.seconds),
+        answers=[(name, array, whole.answers.actual[name]) for name, array in golden.outputs.items()],
+        classes=measured.classes if measured else (),
+        seen=measured.seen if measured else _furthest(golden, whole.answers),
+    )
+    (workspace.proof / REPORT).write_text(render(content))
+
+
+class _Case:
+    def __init__(self, answers: Answers, batch: int, seconds: float) -> None:
+        self.answers, self.batch, self.seconds = answers, batch, seconds
+
+
+def _reference(path: Path) -> Reference:
+    try:
+        return Reference.from_json(path.read_bytes())
+    except ValidationError as error:
+        raise rejected(f"{REFERENCE}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
+
+
+def _load(path: Path) -> onnxruntime.InferenceSession:
+    try:
+        return open_session(path)
+    except Exception as error:  # onnxruntime raises whatever the bytes lead it to
+        raise StepFailed(
+            Reason.EXPORT_FAILED, f"onnxruntime {onnxruntime.__version__} cannot load the export: {error}"
+        ) from error
+
+
+def _ask_all(request: ExportRequest, session: onnxruntime.InferenceSession, golden: Golden, output: Path) -> list[_Case]:
+    """Batches of all samples, of an odd number, and of one; and other sizes, where they are dynamic."""
+    cases = [_case(request, session, golden, batch, "") for batch in sorted({golden.samples, _UNEVEN_BATCH, 1}, reverse=True)]
+    if OTHER in handed_over(request):
+        other = load_golden(output / OTHER)
+        sizes = ", ".join(f"{name} of {list(array.shape[1:])}" for name, array in other.inputs.items())
+        cases.append(_case(request, session, other, other.samples, f" with {sizes}"))
+    return cases
+
+
+def _case(request: ExportRequest, session: onnxruntime.InferenceSession, golden: Golden, batch: int, note: str) -> _Case:
+    started = time.monotonic()
+    try:
+        actual = ask(session, [spec.name for spec in request.outputs], golden.inputs, batch)
+    except Exception as error:
+        raise StepFailed(
+            Reason.EXPORT_FAILED,
+            f"the exported model does not run in batches of {batch}{note}, so the exporter fixed a size that should be "
+            f"dynamic: {error}",
+        ) from error
+    seconds = time.monotonic() - started
+    return _Case(Answers(golden.outputs, actual, f"{golden.samples} samples in batches of {batch}{note}"), batch, seconds)
+
+
+def parity_failure(parity: Parity, precision: Precision) -> StepFailed:
+    if parity.verdict is Verdict.UNPROVABLE:
+        hint = "are these trained weights? A larger verification.parity.relativeTolerance asks for less"
+        return StepFailed(Reason.PARITY_UNPROVABLE, f"parity cannot be proven: {parity.message}; {hint}", parity)
+    hint = "" if precision is Precision.FP32 else f"; this is {precision}, conversion.precision: FP32 is exact"
+    return StepFailed(
+        Reason.PARITY_FAILED, f"the exported model does not answer as the checkpoint does: {parity.message}{hint}", parity
+    )
+
+
+class _Measured:
+    def __init__(self, accuracy: Accuracy, classes: list[ClassRow], seen: list[Seen]) -> None:
+        self.accuracy, self.classes, self.seen = accuracy, classes, seen
+
+
+def _measure(request: ExportRequest, session: onnxruntime.InferenceSession, workspace: Workspace) -> _Measured | None:
+    """Top-1 on the labelled set, where the version has one. Raises AccuracyFailed where a limit is missed and that blocks."""
+    gate = request.verification.accuracy
+    if gate is None:
+        return None
+    first, classes = request.outputs[0].name, request.outputs[0].shape[0]
+    found = open_data_set(workspace.object(ACCURACY), request.inputs, classes=classes)
+    told = _first_answers(workspace.output / ANSWERS, found.samples)
+    tally, worst = Tally(classes), _Worst()
+    for inputs, labels in found.batches(_BATCH):
+        answers = ask(session, [first], inputs, _BATCH)[first]
+        worst.note(next(iter(inputs.values())), labels, answers, tally.samples)
+        tally.add(labels, answers.argmax(axis=1), told[tally.samples : tally.samples + len(labels)])
+    accuracy = judge_accuracy(tally, gate)
+    log.info("accuracy %s: %s", accuracy.verdict, accuracy.message)
+    if accuracy.verdict is not Verdict.PASSED and gate.on_failure is OnFailure.BLOCK:
+        raise _accuracy_failure(accuracy)
+    rows = [
+        ClassRow(str(number), int(samples), int(right))
+        for number, (samples, right) in enumerate(zip(tally.of_class, tally.correct_of_class, strict=True))
+        if samples
+    ]
+    return _Measured(accuracy, sorted(rows, key=lambda row: row.recall), worst.seen())
+
+
+def _accuracy_failure(accuracy: Accuracy) -> StepFailed:
+    pairs = ", ".join(f"{pair.label} for {pair.predicted} ({pair.count} times)" for pair in accuracy.confused[:3])
+    taken = f"; most often it takes {pairs}" if pairs else ""
+    return StepFailed(
+        Reason.ACCURACY_FAILED,
+        f"{accuracy.message}{taken}. A limit of verification.accuracy is missed; onFailure: Warn would publish it nevertheless",
+    )
+
+
+def _first_answers(path: Path, samples: int) -> Classes:
+    """The checkpoint's first answer to each sample, int64 [samples], as convert wrote them."""
+    try:
+        told = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise rejected(f"{ANSWERS} cannot be read: {error}") from error
+    if not isinstance(told, np.ndarray) or told.dtype != np.int64 or told.shape != (samples,):
+        raise rejected(f"{ANSWERS} does not hold one int64 for each of {samples} samples")
+    return told
+
+
+class _Worst:
+    """Samples that the artefact is most sure of, and wrong about."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[float, int, Seen]] = []
+
+    def note(self, samples: Array, labels: Classes, answers: Array, before: int) -> None:
+        told = answers.argmax(axis=1)
+        rows = np.arange(len(labels))
+        margins = answers[rows, told] - answers[rows, labels]
+        for row in np.flatnonzero(told != labels):
+            caption = f"sample {before + row}: {labels[row]}, taken for {told[row]}"
+            self._found.append((float(margins[row]), before + int(row), Seen(samples[row], caption)))
+        self._found = sorted(self._found, key=lambda entry: (-entry[0], entry[1]))[:_SEEN]
+
+    def seen(self) -> list[Seen]:
+        return [seen for _, _, seen in self._found]
+
+
+def _furthest(golden: Golden, answers: Answers) -> list[Seen]:
+    """The golden samples with the largest differences."""
+    name, reference = next(iter(golden.outputs.items()))
+    apart = np.abs(answers.actual[name].astype(np.float64) - reference).reshape(golden.samples, -1).max(axis=1)
+    samples = next(iter(golden.inputs.values()))
+    order = np.argsort(-apart, kind="stable")[:6]
+    return [Seen(samples[row], f"golden sample {row}: {name} differs by {apart[row]:.2g}") for row in order]
+
+
+def _tooling(reference: Reference, graph: GraphFacts) -> Tooling:
+    return Tooling(
+        torch=reference.torch,
+        onnx=importlib.metadata.version("onnx"),
+        onnxruntime=importlib.metadata.version("onnxruntime"),
+        opset=graph.opset,
+    )

@@ -1,0 +1,197 @@
+"""prove with the real onnxruntime: what convert says is not believed, and the report shows what was seen and runs nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from exporter_builders import file_request
+
+from perch_exporter.contract import ExportRequest, Figures, Reason
+from perch_exporter.failure import StepFailed
+from perch_exporter.fetch import fetch
+from perch_exporter.samples import Golden, load_golden, save_golden
+from perch_exporter.workspace import ANSWERS, FIGURES, GOLDEN, MODEL, REFERENCE, REPORT, Workspace
+
+pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch", reason="needs the exporter image's environment: torch is not installed here")
+
+import onnx  # noqa: E402
+
+from perch_exporter.architectures import LeNet5  # noqa: E402
+from perch_exporter.convert import convert  # noqa: E402
+from perch_exporter.onnx_file import GraphFacts, look_at  # noqa: E402
+from perch_exporter.prove import prove  # noqa: E402
+from perch_exporter.report import ClassRow, Content, Seen, Timing, render  # noqa: E402
+
+SAMPLES = 40
+
+
+class Export:
+    """A sound convert of a LeNet-5 with a labelled set, of which the checkpoint gets all but two right."""
+
+    def __init__(self, root: Path) -> None:
+        torch.manual_seed(0)
+        self.model = LeNet5().eval()
+        torch.save(self.model.state_dict(), root / "v1.pt")
+        images = np.random.default_rng(0).standard_normal((SAMPLES, 1, 28, 28)).astype(np.float32)
+        with torch.inference_mode():
+            told = self.model(torch.from_numpy(images)).argmax(1).numpy()
+        np.savez(root / "test.npz", image=images, labels=np.where(np.arange(SAMPLES) < 2, (told + 1) % 10, told))
+        digest = hashlib.sha256((root / "test.npz").read_bytes()).hexdigest()
+        gate = {"dataset": {"uri": (root / "test.npz").as_uri(), "sha256": digest}, "minimum": "0.9"}
+        self.request: ExportRequest = file_request(root, root / "v1.pt", verification__accuracy=gate)
+        self.workspace = Workspace(root / "work")
+        fetch(self.request, self.workspace, {})
+        convert(self.request, self.workspace)
+
+    @property
+    def output(self) -> Path:
+        return self.workspace.output
+
+    def prove(self) -> Figures:
+        prove(self.request, self.workspace)
+        return Figures.from_json((self.workspace.proof / FIGURES).read_bytes())
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Export:
+    return Export(tmp_path)
+
+
+def test_the_figures_are_those_of_the_artefact_and_the_report_tells_them(export: Export) -> None:
+    figures = export.prove()
+    assert figures.accuracy is not None
+    assert (figures.accuracy.correct, figures.accuracy.samples) == (SAMPLES - 2, SAMPLES)
+    assert figures.tooling.torch == torch.__version__
+    report = (export.workspace.proof / REPORT).read_text()
+    assert html.escape(figures.parity.message, quote=True).replace("&#x27;", "&#39;") in report
+    assert "accuracy 0.9500 on 40 samples" in report
+    assert len(re.findall(r"<circle ", report)) == 160, "16 golden samples of 10 figures"
+    assert report.count("data:image/png;base64,") == 2
+    assert "taken for" in report
+    parameters = sum(parameter.numel() for parameter in export.model.parameters())
+    assert f"{parameters:,} parameters" in report
+
+
+def test_golden_samples_are_real_ones_where_there_is_a_data_set(export: Export) -> None:
+    with np.load(export.workspace.object("verification.accuracy.dataset")) as file:
+        real = {image.tobytes() for image in file["image"]}
+    golden = load_golden(export.output / GOLDEN)
+    assert golden.samples == 16
+    assert all(image.tobytes() in real for image in golden.inputs["image"])
+
+
+def another_network(export: Export) -> None:
+    """What user code does that wants its own network served: the model is another, the answers are the checkpoint's."""
+    model = onnx.load(export.output / MODEL)
+    for weight in model.graph.initializer:
+        if weight.data_type == onnx.TensorProto.FLOAT:
+            weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight)[::-1].copy(), weight.name))
+    onnx.save(model, export.output / MODEL)
+
+
+def own_figures(export: Export) -> None:
+    (export.output / FIGURES).write_text('{"parity": {"verdict": "Passed"}}')
+
+
+def own_report(export: Export) -> None:
+    (export.output / REPORT).write_text("<script>alert(1)</script>")
+
+
+def weights_elsewhere(export: Export) -> None:
+    model = onnx.load(export.output / MODEL)
+    tensor = next(weight for weight in model.graph.initializer if weight.data_type == onnx.TensorProto.FLOAT)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../checkpoint/checkpoint")
+    (export.output / MODEL).write_bytes(model.SerializeToString())
+
+
+def golden_of(change: Callable[[Any], Any]) -> Callable[[Export], None]:
+    def write(export: Export) -> None:
+        golden = load_golden(export.output / GOLDEN)
+        save_golden(
+            Golden(golden.inputs, {name: change(array) for name, array in golden.outputs.items()}), export.output / GOLDEN
+        )
+
+    return write
+
+
+def bytes_of(name: str, content: bytes) -> Callable[[Export], object]:
+    return lambda export: (export.output / name).write_bytes(content)
+
+
+def answers(array: Any) -> Callable[[Export], None]:
+    return lambda export: np.save(export.output / ANSWERS, array)
+
+
+HOSTILE: dict[str, tuple[Callable[[Export], object], Reason, str]] = {
+    "a model of another network": (another_network, Reason.PARITY_FAILED, "largest error"),
+    "figures of its own": (own_figures, Reason.OUTPUT_REJECTED, "unexpected"),
+    "a report of its own": (own_report, Reason.OUTPUT_REJECTED, "unexpected"),
+    "weights in another file": (weights_elsewhere, Reason.OUTPUT_REJECTED, "other files"),
+    "a model that is none": (bytes_of(MODEL, b"no protobuf at all"), Reason.OUTPUT_REJECTED, "no ONNX file"),
+    "answers that are NaN": (golden_of(lambda array: array * np.nan), Reason.PARITY_FAILED, "NaN"),
+    "answers that are all alike": (golden_of(lambda array: array * 0), Reason.PARITY_UNPROVABLE, "too alike"),
+    "a reference that is no JSON": (bytes_of(REFERENCE, b"{"), Reason.OUTPUT_REJECTED, "reference.json"),
+    "a reference with a note": (bytes_of(REFERENCE, b'{"note": "trust me"}'), Reason.OUTPUT_REJECTED, "reference.json"),
+    "too few first answers": (answers(np.zeros(SAMPLES - 1, np.int64)), Reason.OUTPUT_REJECTED, "answers.npy"),
+    "first answers of another type": (answers(np.zeros(SAMPLES)), Reason.OUTPUT_REJECTED, "answers.npy"),
+    "first answers that are pickled": (answers(np.array([None] * SAMPLES, object)), Reason.OUTPUT_REJECTED, "answers.npy"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_convert_hands_over_is_not_believed(name: str, export: Export) -> None:
+    change, reason, words = HOSTILE[name]
+    change(export)
+    with pytest.raises(StepFailed, match=words) as failed:
+        export.prove()
+    assert failed.value.reason is reason
+    assert not (export.workspace.proof / FIGURES).exists()
+
+
+def test_a_lie_about_the_checkpoint_does_not_raise_the_artefacts_accuracy(export: Export) -> None:
+    honest = export.prove().accuracy
+    with np.load(export.workspace.object("verification.accuracy.dataset")) as file:
+        np.save(export.output / ANSWERS, file["labels"])
+    lied = export.prove().accuracy
+    assert honest is not None
+    assert lied is not None
+    assert (lied.correct, lied.checkpoint_correct) == (honest.correct, SAMPLES)
+
+
+def test_nothing_in_a_report_is_markup_but_the_reports_own(export: Export) -> None:
+    evil = "<script>alert(1)</script>"
+    text = render(
+        Content(
+            request=export.request,
+            figures=export.prove().model_copy(update={"accuracy": None}),
+            graph=GraphFacts(18, 1, ((evil, 1),)),
+            checkpoint_bytes=1,
+            artifact_bytes=1,
+            timing=Timing(1, None, 0.1),
+            answers=[(evil, np.zeros((1, 2), np.float32), np.zeros((1, 2), np.float32))],
+            classes=[ClassRow(evil, 1, 1)],
+            seen=[Seen(np.zeros((3, 8, 8), np.float32), evil), Seen(np.zeros(10, np.float32), "no picture")],
+        )
+    )
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert "default-src 'none'" in text
+    assert "no picture" not in text
+
+
+def test_a_graph_is_counted_with_what_its_branches_hold(export: Export) -> None:
+    facts = look_at(export.output / MODEL)
+    assert dict(facts.operators)["Conv"] == 3
+    assert facts.opset == 18
+    assert json.loads((export.output / REFERENCE).read_text())["eagerSeconds"] > 0
