@@ -14,6 +14,7 @@ from perch_exporter.artifact import digest_of, parse_manifest, sha256_of
 from perch_exporter.contract import MANIFEST_LIMIT, FileEntry, Location, Manifest, Reason
 from perch_exporter.failure import StepFailed
 from perch_exporter.store import Store, open_store, repository_credentials
+from perch_exporter.workspace import REPORT
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ def download(location: Location, digest: str, target: Path, environment: Mapping
         )
     manifest = parse_manifest(content, where)
     for key, entry in manifest.files.items():
-        _download_file(store, key, entry, target / local_path(key))
+        if key != REPORT:  # for people
+            _download_file(store, key, entry, target / local_path(key))
     (target / Manifest.FILE_NAME).write_bytes(content)
     log.info("%d files, %d bytes, all as published", len(manifest.files), manifest.size_bytes)
     return manifest

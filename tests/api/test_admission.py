@@ -38,7 +38,11 @@ def entry(version: int) -> dict[str, Any]:
         "outputs": [{"name": "logits", "dataType": "FP32", "shape": [10]}],
         "conversion": {"target": "ONNX", "precision": "FP32", "opset": 20},
         "verification": {
-            "parity": {"absoluteTolerance": "1e-3", "relativeTolerance": "0.001"},
+            "parity": {
+                "absoluteTolerance": "1e-3",
+                "relativeTolerance": "0.001",
+                "samples": {"uri": "s3://data/digits/some.npz", "sha256": "e" * 64},
+            },
             "accuracy": {
                 "dataset": {"uri": "s3://data/digits/test.npz", "sha256": "d" * 64},
                 "minimum": "0.95",
