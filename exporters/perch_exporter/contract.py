@@ -181,11 +181,22 @@ class Architecture(_Contract):
         return str(self.name or self.entry_point)
 
 
+class DataType(StrEnum):
+    """Of tensors, as Triton names them."""
+
+    FP32 = "FP32"
+    FP16 = "FP16"
+    INT64 = "INT64"
+    INT32 = "INT32"
+    UINT8 = "UINT8"
+    BOOL = "BOOL"
+
+
 class TensorSpec(_Contract):
     """One input or output as clients see it, without the batch dimension; -1 is a dimension of any size."""
 
     name: TensorName
-    data_type: Literal["FP32"]
+    data_type: DataType
     shape: Annotated[tuple[Annotated[int, Field(ge=-1, le=2**20)], ...], Field(max_length=7)]
 
     @model_validator(mode="after")

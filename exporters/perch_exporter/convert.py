@@ -40,7 +40,7 @@ from perch_exporter.onnx_file import check_onnx, check_signature
 from perch_exporter.onnx_session import ask, open_session
 from perch_exporter.precision import lower_precision
 from perch_exporter.programs import export_script, load_program, load_script
-from perch_exporter.samples import Array, Golden, Tensors, fits, make_inputs, sample_count, save_golden
+from perch_exporter.samples import Array, Golden, Tensors, data_type_of, fits, make_inputs, sample_count, save_golden
 from perch_exporter.user_code import UserCode, opened
 from perch_exporter.workspace import ANSWERS, GOLDEN, MODEL, OTHER, REFERENCE, Workspace
 
@@ -148,6 +148,13 @@ def _golden(request: ExportRequest, workspace: Workspace, reference: Ask) -> tup
     outputs = reference(inputs)
     seconds = time.monotonic() - started
     for spec in request.outputs:
+        data_type = data_type_of(outputs[spec.name])
+        if data_type is not spec.data_type:
+            raise StepFailed(
+                Reason.SHAPE_MISMATCH,
+                f"the version's outputs say {spec.name} is {spec.data_type}, the checkpoint answers "
+                f"{data_type or outputs[spec.name].dtype}",
+            )
         answered = outputs[spec.name].shape[1:]
         if not fits(answered, spec.shape):
             raise StepFailed(

@@ -23,7 +23,7 @@ from perch_exporter.contract import Manifest, Reason, Verdict
 from perch_exporter.download import local_path
 from perch_exporter.failure import StepFailed, one_line
 from perch_exporter.parity import Answers, judge
-from perch_exporter.samples import Array, Golden, Tensors, load_golden
+from perch_exporter.samples import Array, Golden, Tensors, data_type_of, load_golden
 from perch_exporter.triton_config import parse_config
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class TritonServer:
     def infer(self, inputs: Tensors, outputs: list[str]) -> dict[str, Array]:
         tensors = []
         for name, array in inputs.items():
-            tensor = triton.InferInput(name, list(array.shape), "FP32")
+            tensor = triton.InferInput(name, list(array.shape), str(data_type_of(array)))
             tensor.set_data_from_numpy(np.ascontiguousarray(array))
             tensors.append(tensor)
         answer = self._client.infer(

@@ -15,13 +15,22 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
-from perch_exporter.contract import ExportRequest, Reason, TensorSpec
+from perch_exporter.contract import DataType, ExportRequest, Reason, TensorSpec
 from perch_exporter.failure import StepFailed
 from perch_exporter.handover import rejected
 
 OPSETS = range(7, 24)
 """Of the standard operators: what the onnxruntime of the exporter and of a Triton of the last years both run."""
 _STANDARD = ("", "ai.onnx")
+_TYPES = {
+    DataType.FP32: "tensor(float)",
+    DataType.FP16: "tensor(float16)",
+    DataType.INT64: "tensor(int64)",
+    DataType.INT32: "tensor(int32)",
+    DataType.UINT8: "tensor(uint8)",
+    DataType.BOOL: "tensor(bool)",
+}
+"""As onnxruntime calls them."""
 
 
 def check_onnx(path: Path) -> int:
@@ -125,8 +134,10 @@ def check_signature(session: Any, request: ExportRequest) -> None:
 
 
 def _check(kind: str, spec: TensorSpec, tensor: Any) -> None:
-    if tensor.type != "tensor(float)":
-        raise _mismatch(f"{kind}: {spec.name} is a {tensor.type} in the file, and FP32 is supported alone")
+    if tensor.type != _TYPES[spec.data_type]:
+        known = {there: name for name, there in _TYPES.items()}
+        has = known.get(tensor.type, f"{tensor.type} (not supported)")
+        raise _mismatch(f"{kind}: {spec.name} is {has} in the file and {spec.data_type} in the version")
     shape = list(tensor.shape)
     if len(shape) != len(spec.shape) + 1:
         raise _mismatch(

@@ -12,6 +12,10 @@ The rule. For each output, over N samples, in double precision:
   than FP32's rounding at the answers' size (64 ε max|answer|), or where the error is above the relativeTolerance but
   within that rounding (16 ε max|answer|). Agreement would then prove nothing, and disagreement neither.
 - NaN or Inf on either side fails.
+- Integers and truth values are the checkpoint's or they are not: the *relative error* is the share of elements that
+  differ. It must be at most relativeTolerance. Where they are the same for every sample they prove nothing, and the gate is
+  Unprovable unless another output proves something.
+- Rounding is that of the output's own type: an FP16 answer can prove less than one of FP32.
 
 The tolerances are the request's; where it says nothing they are those of the precision: 1e-3 for FP32, 5e-2 for FP16. The
 answers to compare with are the checkpoint's own at every precision, here and beside every Triton: an artefact that is tied to
@@ -24,7 +28,7 @@ columns) is reported and not judged: a tie on meaningless inputs is no fault.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +36,9 @@ import numpy.typing as npt
 from perch_exporter.contract import Parity, ParityTolerance, Verdict
 from perch_exporter.samples import Array, Tensors
 
-_EPSILON = float(np.finfo(np.float32).eps)
-_ROUNDING = 16 * _EPSILON
-_LEAST_SPREAD = 64 * _EPSILON
+_ROUNDING = 16
+_LEAST_SPREAD = 64
+"""In units of the type's epsilon."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class _Judgement:
     relative: float = 0.0
     spread: float = 0.0
     top1: float | None = None
+    proves: bool = True
 
 
 def judge(cases: Sequence[Answers], tolerance: ParityTolerance) -> Parity:
@@ -62,7 +67,9 @@ def judge(cases: Sequence[Answers], tolerance: ParityTolerance) -> Parity:
         _judge_output(name, reference, case, tolerance) for case in cases for name, reference in case.reference.items()
     ]
     order = (Verdict.PASSED, Verdict.UNPROVABLE, Verdict.FAILED)
-    worst = max(all_of_them, key=lambda judgement: (order.index(judgement.verdict), judgement.relative))
+    worst = max(all_of_them, key=lambda judgement: (order.index(judgement.verdict), judgement.proves, judgement.relative))
+    if worst.verdict is Verdict.PASSED and not worst.proves:
+        worst = replace(worst, verdict=Verdict.UNPROVABLE)
     furthest = max(all_of_them, key=lambda judgement: judgement.absolute)
     relative = max(judgement.relative for judgement in all_of_them)
     agreements = [judgement.top1 for judgement in all_of_them if judgement.top1 is not None]
@@ -99,15 +106,21 @@ def _judge_output(name: str, reference: Array, case: Answers, tolerance: ParityT
         answer = "is missing" if actual is None else f"has shape {list(actual.shape)}"
         words = f"{name} {answer}, the checkpoint's has {list(reference.shape)} ({case.batch})"
         return _Judgement(Verdict.FAILED, words, np.inf, np.inf)
+    if actual.dtype != reference.dtype:
+        words = f"{name} is {actual.dtype}, the checkpoint's is {reference.dtype} ({case.batch})"
+        return _Judgement(Verdict.FAILED, words, np.inf, np.inf)
+    if not np.issubdtype(reference.dtype, np.floating):
+        return _judge_integers(name, reference, actual, case, tolerance)
     for whose, array in (("the checkpoint's", reference), ("the artefact's", actual)):
         if not np.isfinite(array).all():
             words = f"{whose} {name} holds NaN or Inf ({case.batch})"
             return _Judgement(Verdict.FAILED, words, np.inf, np.inf)
     wide, narrow = reference.astype(np.float64), actual.astype(np.float64)
+    epsilon = float(np.finfo(reference.dtype).eps)
     absolute = float(np.abs(wide - narrow).max(initial=0.0))
     extent, size = spread(reference), float(np.abs(wide).max(initial=0.0))
     # <=, so that answers which are all zero are unprovable too.
-    if extent <= _LEAST_SPREAD * size:
+    if extent <= _LEAST_SPREAD * epsilon * size:
         words = f"{name}: the checkpoint's answers to different inputs lie only {extent:.2g} apart at a size of {size:.2g}"
         return _Judgement(Verdict.UNPROVABLE, f"{words}, too alike to prove anything", absolute, spread=extent)
     relative = absolute / extent
@@ -118,10 +131,23 @@ def _judge_output(name: str, reference: Array, case: Answers, tolerance: ParityT
     verdict = Verdict.FAILED
     if relative <= tolerance.relative and absolute <= _allowed(extent, tolerance):
         verdict = Verdict.PASSED
-    elif absolute <= _ROUNDING * size:
+    elif absolute <= _ROUNDING * epsilon * size:
         verdict = Verdict.UNPROVABLE
-        words += f"; that is FP32's own rounding at answers of size {size:.2g}, so the tolerance asks for too much here"
+        words += (
+            f"; that is {reference.dtype}'s own rounding at answers of size {size:.2g}, so the tolerance asks for too much here"
+        )
     return _Judgement(verdict, words, absolute, relative, extent, _top1(wide, narrow))
+
+
+def _judge_integers(name: str, reference: Array, actual: Array, case: Answers, tolerance: ParityTolerance) -> _Judgement:
+    differing = float((reference != actual).mean()) if reference.size else 0.0
+    words = f"{name}: {differing:.2g} of the elements differ (allowed {tolerance.relative_tolerance}), {case.batch}"
+    if differing > tolerance.relative:
+        return _Judgement(Verdict.FAILED, words, relative=differing)
+    if (reference == reference[:1]).all():
+        words = f"{name}: the checkpoint answers the same to every input, too alike to prove anything"
+        return _Judgement(Verdict.PASSED, words, relative=differing, proves=False)
+    return _Judgement(Verdict.PASSED, words, relative=differing)
 
 
 def spread(answers: npt.NDArray[np.floating]) -> float:

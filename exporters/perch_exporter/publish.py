@@ -42,7 +42,7 @@ from perch_exporter.contract import (
 from perch_exporter.handover import handed_over, inspect, proven, rejected
 from perch_exporter.model_files import build_model_files
 from perch_exporter.parity import Answers, judge, within
-from perch_exporter.samples import Golden, Tensors, fits, load_golden
+from perch_exporter.samples import Golden, Tensors, data_type_of, fits, load_golden
 from perch_exporter.store import Store, open_store, repository_credentials
 from perch_exporter.workspace import FIGURES, GOLDEN, MODEL, REPORT, Workspace
 
@@ -133,7 +133,9 @@ def _inspect_tensors(group: str, specs: tuple[TensorSpec, ...], tensors: Tensors
     if not 2 <= samples <= _MOST_SAMPLES:
         raise rejected(f"{samples} golden samples, allowed are 2 to {_MOST_SAMPLES}")
     for spec in specs:
-        shape = tensors[spec.name].shape
+        shape, data_type = tensors[spec.name].shape, data_type_of(tensors[spec.name])
+        if data_type is not spec.data_type:
+            raise rejected(f"golden {spec.name} is {data_type}, the version's {spec.data_type}")
         stated = (samples, *spec.shape)
         if not fits(shape, stated):
             raise rejected(f"golden {spec.name} has shape {list(shape)}, the version's is {list(stated)}")

@@ -10,15 +10,26 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from perch_exporter.contract import Reason, TensorSpec
+from perch_exporter.contract import DataType, Reason, TensorSpec
 from perch_exporter.failure import StepFailed
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
 Tensors = Mapping[str, Array]
+
+DTYPES: Mapping[DataType, np.dtype[Any]] = {
+    DataType.FP32: np.dtype(np.float32),
+    DataType.FP16: np.dtype(np.float16),
+    DataType.INT64: np.dtype(np.int64),
+    DataType.INT32: np.dtype(np.int32),
+    DataType.UINT8: np.dtype(np.uint8),
+    DataType.BOOL: np.dtype(np.bool_),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 GOLDEN_LIMIT = 32 * 2**20
 """Most bytes of golden.npz: each Triton pod brings it along."""
@@ -26,11 +37,13 @@ GOLDEN_LIMIT = 32 * 2**20
 _INPUT_BUDGET = 8 * 2**20
 _MOST, _FEWEST = 16, 4
 _DYNAMIC = 224
+_INTEGERS = 10
+"""Integer inputs are 0 to 9: most often they count or index something, and what they index may be short."""
 
 
 @dataclass(frozen=True)
 class Golden:
-    """Inputs and the checkpoint's outputs by name, float32, [samples, *shape] each."""
+    """Inputs and the checkpoint's outputs by name, [samples, *shape] each."""
 
     inputs: Tensors
     outputs: Tensors
@@ -42,7 +55,7 @@ class Golden:
 
 def sample_count(specs: Sequence[TensorSpec]) -> int:
     """As many as fit the budget, 4 to 16: 13 pictures of 3x224x224."""
-    each = sum(4 * int(np.prod(concrete(spec.shape), dtype=np.int64)) for spec in specs)
+    each = sum(DTYPES[spec.data_type].itemsize * int(np.prod(concrete(spec.shape), dtype=np.int64)) for spec in specs)
     if _FEWEST * each > GOLDEN_LIMIT // 2:
         raise StepFailed(
             Reason.SHAPE_MISMATCH,
@@ -67,15 +80,13 @@ def make_inputs(specs: Sequence[TensorSpec], seed: str, count: int, dynamic: int
     samples differ in what survives averaging: level, contrast and patches of several sizes.
     """
     return {
-        spec.name: np.stack(
-            [_sample(np.random.default_rng([int(seed, 16), place, index]), concrete(spec.shape, dynamic), index)
-             for index in range(count)]
-        )
+        spec.name: np.stack([_sample(spec, [int(seed, 16), place, index], dynamic) for index in range(count)])
         for place, spec in enumerate(specs)
-    }  # fmt: skip
+    }
 
 
-def _sample(random: np.random.Generator, shape: tuple[int, ...], index: int) -> Array:
+def _sample(spec: TensorSpec, seed: list[int], dynamic: int) -> Array:
+    random, shape, index = np.random.default_rng(seed), concrete(spec.shape, dynamic), seed[-1]
     patch = 2 ** (index % 5)
     coarse = tuple(-(-size // patch) if axis >= len(shape) - 2 else size for axis, size in enumerate(shape))
     field = random.standard_normal(coarse)
@@ -83,7 +94,22 @@ def _sample(random: np.random.Generator, shape: tuple[int, ...], index: int) -> 
         field = np.repeat(field, patch, axis=axis)
     field = field[tuple(slice(size) for size in shape)]
     level, contrast = random.uniform(-1, 1), random.uniform(0.25, 1.5)
-    return (level + contrast * field).astype(np.float32)
+    return _typed(level + contrast * field, spec.data_type)
+
+
+def _typed(sample: Array, data_type: DataType) -> Array:
+    if data_type is DataType.BOOL:
+        sample = sample > 0
+    elif data_type is DataType.UINT8:
+        sample = np.clip(128 + 64 * sample, 0, 255)
+    elif data_type in (DataType.INT32, DataType.INT64):
+        sample = np.clip((sample + 2) * (_INTEGERS / 4), 0, _INTEGERS - 1)
+    return sample.astype(DTYPES[data_type])
+
+
+def data_type_of(array: Array) -> DataType | None:
+    """None for a type that Triton, or this release, does not serve."""
+    return _NAMES.get(array.dtype)
 
 
 def save_golden(golden: Golden, path: Path) -> None:
@@ -99,7 +125,7 @@ def save_golden(golden: Golden, path: Path) -> None:
 
 
 def load_golden(path: Path) -> Golden:
-    """Raises OutputRejected where the file is anything else than float32 arrays stored plainly under the two groups."""
+    """Raises OutputRejected where the file is anything else than arrays of numbers stored plainly under the two groups."""
     groups: dict[str, dict[str, Array]] = {"inputs": {}, "outputs": {}}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -111,8 +137,8 @@ def load_golden(path: Path) -> Golden:
                 group, _, name = key.partition("/")
                 array = file[key]
                 # A member that does not begin as an array comes back as bytes.
-                if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim < 1:
-                    raise _rejected(f"{key!r} is not a float32 array with a dimension for samples")
+                if not isinstance(array, np.ndarray) or data_type_of(array) is None or array.ndim < 1:
+                    raise _rejected(f"{key!r} is not an array of a known data type with a dimension for samples")
                 if group not in groups or not name:
                     raise _rejected(f"{key!r} is neither of inputs/ nor of outputs/")
                 groups[group][name] = array

@@ -71,7 +71,7 @@ def parse_config(text: str) -> pb.ModelConfig:
 
 
 def _tensor(spec: TensorSpec, batch: list[int]) -> dict[str, object]:
-    return {"name": spec.name, "data_type": pb.TYPE_FP32, "dims": [*batch, *spec.shape]}
+    return {"name": spec.name, "data_type": pb.DataType.Value(f"TYPE_{spec.data_type}"), "dims": [*batch, *spec.shape]}
 
 
 def _batching(asked: DynamicBatching) -> pb.ModelDynamicBatching:
@@ -98,7 +98,7 @@ def _warmup(request: ExportRequest, shapes: Sequence[Sequence[int]], size: int) 
     batch = [] if request.triton.max_batch_size else [1]
     sample = {
         spec.name: pb.ModelWarmup.Input(
-            data_type=pb.TYPE_FP32, dims=[*batch, *shape], input_data_file=warmup_file(place)
+            data_type=pb.DataType.Value(f"TYPE_{spec.data_type}"), dims=[*batch, *shape], input_data_file=warmup_file(place)
         )
         for place, (spec, shape) in enumerate(zip(request.inputs, shapes, strict=True))
     }  # fmt: skip

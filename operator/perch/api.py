@@ -390,7 +390,7 @@ Dimension = Annotated[int, Field(ge=-1, le=65536, json_schema_extra={"format": "
 
 class Tensor(Model):
     name: TensorName = Field(description="Name of the tensor, as clients use it.")
-    data_type: Literal["FP32"] = Field(description="Triton data type.")
+    data_type: Literal["FP32", "FP16", "INT64", "INT32", "UINT8", "BOOL"] = Field(description="Data type, as Triton names it.")
     shape: list[Dimension] = Field(
         min_length=1,
         max_length=7,
@@ -652,6 +652,11 @@ class Version(Model):
                 ".architecture",
             ),
             (
+                "self.inputs.all(input, !self.outputs.exists(output, output.name == input.name))",
+                "give each tensor a name of its own: an input and an output have the same",
+                ".outputs",
+            ),
+            (
                 "self.checkpoint.format != 'ONNX' || !has(self.conversion) || !has(self.conversion.opset)",
                 "remove conversion.opset: a file of format ONNX is published as it is",
                 ".conversion",
@@ -669,8 +674,18 @@ class Version(Model):
         None,
         description="The network that the weights belong to. Required for StateDict and SafeTensors, and for no other format.",
     )
-    inputs: list[Tensor] = Field(min_length=1, max_length=1, description="Input tensors; one for image classifiers.")
-    outputs: list[Tensor] = Field(min_length=1, max_length=1, description="Output tensors; one for image classifiers.")
+    inputs: list[Tensor] = Field(
+        min_length=1,
+        max_length=16,
+        description="Input tensors, in the order of the network's arguments; one for image classifiers.",
+        json_schema_extra=_BY_NAME,
+    )
+    outputs: list[Tensor] = Field(
+        min_length=1,
+        max_length=16,
+        description="Output tensors, in the order of the network's answer; one for image classifiers.",
+        json_schema_extra=_BY_NAME,
+    )
     conversion: Conversion = Field(Conversion(), description="What the checkpoint is exported to; ONNX in FP32 if omitted.")
     verification: Verification = Field(Verification(), description="Gates before publication. Parity is always judged.")
     triton: TritonModel = Field(TritonModel(), description="Batching and instances, for the model's config.pbtxt.")

@@ -998,9 +998,9 @@ REFUSED_WHEN_CREATED = [
     Refusal("a tensor has no dimensions", put("versions/0/outputs/0/shape", []), f"{V}.outputs[0].shape", "at least 1 items"),
     Refusal(
         "a tensor is of another type",
-        put("versions/0/inputs/0/dataType", "UINT8"),
+        put("versions/0/inputs/0/dataType", "BYTES"),
         f"{V}.inputs[0].dataType",
-        'supported values: "FP32"',
+        'supported values: "FP32", "FP16", "INT64"',
     ),
     Refusal(
         "a tensor's name has a space",
@@ -1009,10 +1009,24 @@ REFUSED_WHEN_CREATED = [
         "write a tensor's name",
     ),
     Refusal(
-        "a model has two inputs",
-        lambda s: s["versions"][0]["inputs"].append({"name": "b", "dataType": "FP32", "shape": [1]}),
+        "a model has 17 inputs",
+        put("versions/0/inputs", [{"name": f"t{number}", "dataType": "FP32", "shape": [1]} for number in range(17)]),
         f"{V}.inputs",
-        "at most 1 item",
+        "at most 16 items",
+    ),
+    Refusal(
+        "two inputs have one name",
+        lambda s: s["versions"][0]["inputs"].append({"name": "image", "dataType": "FP32", "shape": [1]}),
+        f"{V}.inputs[1]",
+        "Duplicate value",
+        False,
+    ),
+    Refusal(
+        "an output has the name of an input",
+        put("versions/0/outputs/0/name", "image"),
+        f"{V}.outputs",
+        "give each tensor a name of its own",
+        False,
     ),
     Refusal("a model has no outputs", put("versions/0/outputs", []), f"{V}.outputs", "at least 1 items"),
     Refusal(
@@ -1492,6 +1506,10 @@ def assert_refused(answer: Any, field: str, says: str) -> None:
 
 def largest(spec: dict[str, Any]) -> None:
     """Every list of the rollout and of the traffic at its full length, and what costs most to check at its own."""
+    for version in spec["versions"]:
+        tensors = [{"name": f"t{n}".ljust(127, "x"), "dataType": "INT64", "shape": [1] * 7} for n in range(32)]
+        version |= {"inputs": tensors[:16], "outputs": tensors[16:]}
+        version["architecture"]["parameters"] = {f"p{n}".ljust(64, "x"): "x" * 256 for n in range(32)}
     spec["rollout"]["steps"] = [{"weight": n, "hold": "99999h99999m99999s"} for n in range(15)] + [{"weight": 100}]
     value = "(a|b)*" * 170
     rules_of([(f"x-{n}".ljust(256, "x"), value, "RegularExpression") for n in range(8)])(spec)

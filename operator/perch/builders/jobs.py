@@ -115,7 +115,7 @@ def _parameter(value: int | str) -> contract.ParameterValue:
 
 
 def _tensor(name: str, data_type: Any, shape: list[int]) -> contract.TensorSpec:
-    return contract.TensorSpec(name=name, data_type=data_type, shape=tuple(shape))
+    return contract.TensorSpec(name=name, data_type=contract.DataType(data_type), shape=tuple(shape))
 
 
 def _destination(identity: Identity, repository: Repository, version: int, revision: str) -> contract.Destination:

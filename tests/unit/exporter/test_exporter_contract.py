@@ -43,7 +43,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("a model name of two lines", {"modelName": "a\nb"}, "modelName"),
     ("version 0", {"version": 0}, "version"),
     ("a long revision", {"artifactRevision": "0123abcd0"}, "artifactRevision"),
-    ("another data type", {"inputs": [{"name": "x", "dataType": "INT8", "shape": [1]}]}, "inputs.0.dataType"),
+    ("another data type", {"inputs": [{"name": "x", "dataType": "BYTES", "shape": [1]}]}, "inputs.0.dataType"),
     ("a dimension of 0", {"inputs": [{"name": "x", "dataType": "FP32", "shape": [0]}]}, "dimension is 1 or more"),
     ("a dimension of -2", {"inputs": [{"name": "x", "dataType": "FP32", "shape": [-2]}]}, "inputs.0.shape.0"),
     ("no inputs", {"inputs": []}, "inputs"),

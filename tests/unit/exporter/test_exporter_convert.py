@@ -623,7 +623,7 @@ NO_ONNX: list[tuple[str, Callable[[], Any], Reason, str]] = [
     ("no batch", lambda: graph_of(linear(), shape=("batch", 784)), Reason.SHAPE_MISMATCH, "behind a batch"),
     ("another type", lambda: graph_of([onnx.helper.make_node("Cast", ["image"], ["image32"], to=1),
      onnx.helper.make_node("Flatten", ["image32"], ["flat"], axis=1), linear()[1]], kind=onnx.TensorProto.DOUBLE),
-     Reason.SHAPE_MISMATCH, "FP32 is supported alone"),
+     Reason.SHAPE_MISMATCH, "is tensor(double) (not supported) in the file and FP32"),
     ("another output", lambda: graph_of([linear()[0], onnx.helper.make_node("MatMul", ["flat", "w"], ["scores"])],
      outputs=(("scores", ("batch", 10)),)), Reason.SHAPE_MISMATCH, "the file has scores"),
 ]  # fmt: skip

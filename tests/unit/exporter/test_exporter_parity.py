@@ -103,3 +103,50 @@ def test_the_relative_verdict_does_not_depend_on_the_answers_scale(scale: float,
     """Outputs of an untrained mobilenet and of an untrained inception_v3 are judged alike."""
     parity = judge([answers(LOGITS * scale, (LOGITS + noise(error)) * scale)], DEFAULT)
     assert parity.verdict is (Verdict.PASSED if error < 1e-3 else Verdict.FAILED)
+
+
+# --- whole numbers and truth values ------------------------------------------------------------------------------------------
+
+LABELS = np.arange(2000).reshape(20, 100) % 7
+
+
+def few(share: float) -> np.ndarray:
+    changed = LABELS.copy()
+    changed.flat[: int(share * LABELS.size)] += 1
+    return changed
+
+
+INTEGERS = [
+    ("equal labels pass", LABELS, LABELS, Verdict.PASSED),
+    ("truth values pass", LABELS > 3, LABELS > 3, Verdict.PASSED),
+    ("a share of others within the tolerance passes", LABELS, few(0.001), Verdict.PASSED),
+    ("a share of others above the tolerance fails", LABELS, few(0.002), Verdict.FAILED),
+    ("opposite truth values fail", LABELS > 3, LABELS <= 3, Verdict.FAILED),
+    ("labels as another type fail", LABELS, LABELS.astype(np.int32), Verdict.FAILED),
+    ("labels as floats fail", LABELS, LABELS.astype(np.float32), Verdict.FAILED),
+    ("the same labels for every sample prove nothing", LABELS * 0 + 3, LABELS * 0 + 3, Verdict.UNPROVABLE),
+    ("the same labels for every sample, and others, fail", LABELS * 0 + 3, LABELS * 0 + 4, Verdict.FAILED),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("reference", "actual", "verdict"), [c[1:] for c in INTEGERS], ids=[c[0] for c in INTEGERS])
+def test_of_whole_numbers(reference: np.ndarray, actual: np.ndarray, verdict: Verdict) -> None:
+    parity = judge([Answers({"labels": reference}, {"labels": actual}, "")], DEFAULT)
+    assert parity.verdict is verdict
+    assert within(parity, DEFAULT) == (verdict is Verdict.PASSED) or verdict is Verdict.UNPROVABLE
+
+
+def test_an_output_that_says_the_same_to_everything_may_stand_beside_one_that_proves() -> None:
+    same = np.full((8, 1), 3)
+    both = Answers({"count": same, "logits": LOGITS}, {"count": same, "logits": LOGITS}, "")
+    assert judge([both], DEFAULT).verdict is Verdict.PASSED
+    alone = Answers({"count": same}, {"count": same}, "")
+    assert judge([alone, alone], DEFAULT).verdict is Verdict.UNPROVABLE
+
+
+def test_answers_in_half_precision_are_judged_by_its_own_rounding() -> None:
+    half = LOGITS.astype(np.float16)
+    off = (half + np.float16(0.004)).astype(np.float16)
+    tight = ParityTolerance(absolute_tolerance="1e-4", relative_tolerance="1e-4")
+    assert judge([Answers({"y": half}, {"y": off}, "")], tight).verdict is Verdict.UNPROVABLE
+    assert judge([Answers({"y": half.astype(np.float32)}, {"y": off.astype(np.float32)}, "")], tight).verdict is Verdict.FAILED

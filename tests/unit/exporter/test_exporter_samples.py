@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from exporter_builders import REVISION, golden, request
 
-from perch_exporter.contract import Reason, TensorSpec
+from perch_exporter.contract import DataType, Reason, TensorSpec
 from perch_exporter.failure import StepFailed
-from perch_exporter.samples import GOLDEN_LIMIT, load_golden, make_inputs, sample_count, save_golden
+from perch_exporter.samples import GOLDEN_LIMIT, Golden, data_type_of, load_golden, make_inputs, sample_count, save_golden
 
 
-def spec(*shape: int) -> TensorSpec:
-    return TensorSpec(name="image", data_type="FP32", shape=shape)
+def spec(*shape: int, data_type: str = "FP32") -> TensorSpec:
+    return TensorSpec(name="image", data_type=DataType(data_type), shape=shape)
 
 
 def test_the_same_revision_gives_the_same_samples_and_another_gives_others() -> None:
@@ -91,10 +91,10 @@ def _boasting() -> bytes:
         pytest.param(b"", "BadZipFile", id="an empty file"),
         pytest.param(b"not a zip", "BadZipFile", id="no zip"),
         pytest.param(_npz(inputs__image=np.array([{}, 1], dtype=object)), "allow_pickle=False", id="a pickled array"),
-        pytest.param(_zip("inputs/image.npy", b"\x80\x04N."), "not a float32 array", id="a bare pickle"),
+        pytest.param(_zip("inputs/image.npy", b"\x80\x04N."), "not an array of a known", id="a bare pickle"),
         pytest.param(_zip("inputs/image.npy", b"\x93NUMPY\x01\x00\xff\xff{"), "ValueError", id="a broken header"),
         pytest.param(_boasting(), "MemoryError|ValueError", id="a header that claims more than there is"),
-        pytest.param(_npz(inputs__image=np.zeros(3, np.int64)), "not a float32 array", id="another data type"),
+        pytest.param(_npz(inputs__image=np.zeros(3, np.complex64)), "not an array of a known", id="another data type"),
         pytest.param(_npz(inputs__image=np.float32(3)), "dimension for samples", id="no samples' dimension"),
         pytest.param(_npz(secrets__image=np.zeros(3, np.float32)), "secrets/image", id="another group"),
         pytest.param(_npz(image=np.zeros(3, np.float32)), "neither of inputs", id="no group"),
@@ -107,3 +107,27 @@ def test_golden_is_rejected_that_is(content: bytes, says: str, tmp_path: Path) -
     with pytest.raises(StepFailed, match=says) as caught:
         load_golden(path)
     assert caught.value.reason is Reason.OUTPUT_REJECTED
+
+
+@pytest.mark.parametrize("data_type", list(DataType))
+def test_inputs_are_of_the_type_that_is_asked_for_and_differ(data_type: str) -> None:
+    array = make_inputs([spec(3, 8, 8, data_type=data_type)], REVISION, 6)["image"]
+    assert data_type_of(array) == data_type
+    assert array.shape == (6, 3, 8, 8)
+    assert len({sample.tobytes() for sample in array}) == 6
+
+
+@pytest.mark.parametrize("data_type", ["INT32", "INT64"])
+def test_whole_numbers_are_digits(data_type: str) -> None:
+    array = make_inputs([spec(50, data_type=data_type)], REVISION, 16)["image"]
+    assert set(np.unique(array)) <= set(range(10))
+    assert len(np.unique(array)) > 4
+
+
+def test_golden_samples_keep_their_types(tmp_path: Path) -> None:
+    kept = Golden({"x": np.zeros((2, 3), np.uint8)}, {"labels": np.arange(4).reshape(2, 2), "there": np.ones((2, 1), bool)})
+    save_golden(kept, tmp_path / "golden.npz")
+    loaded = load_golden(tmp_path / "golden.npz")
+    assert {name: array.dtype for name, array in (loaded.inputs | loaded.outputs).items()} == {
+        "x": np.uint8, "labels": np.int64, "there": bool
+    }  # fmt: skip

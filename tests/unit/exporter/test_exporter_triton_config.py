@@ -8,7 +8,7 @@ import pytest
 from exporter_builders import request
 from tritonclient.grpc import model_config_pb2 as pb
 
-from perch_exporter.contract import Reason
+from perch_exporter.contract import DataType, Reason
 from perch_exporter.failure import StepFailed
 from perch_exporter.triton_config import build_config, parse_config
 
@@ -25,6 +25,12 @@ def test_the_request_is_what_triton_reads() -> None:
     assert list(read.version_policy.specific.versions) == [7]
     assert [(group.count, group.kind) for group in read.instance_group] == [(2, pb.ModelInstanceGroup.KIND_GPU)]
     assert not read.HasField("dynamic_batching")
+
+
+def test_every_data_type_is_tritons_own() -> None:
+    tensors = [{"name": f"t{data_type}", "dataType": data_type, "shape": [1]} for data_type in DataType]
+    read = config(inputs=tensors)
+    assert [pb.DataType.Name(tensor.data_type) for tensor in read.input] == [f"TYPE_{data_type}" for data_type in DataType]
 
 
 def test_dynamic_batching_is_there_when_asked_for_even_with_nothing_in_it() -> None:

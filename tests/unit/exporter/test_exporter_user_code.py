@@ -195,6 +195,78 @@ def test_weights_of_another_network_are_refused_as_for_any_architecture(tmp_path
     assert caught.value.reason is Reason.CHECKPOINT_MISMATCH
 
 
+# --- several inputs and outputs ----------------------------------------------------------------------------------------------
+
+SEVERAL = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.image = nn.Linear(784, 10)
+        self.kind = nn.Embedding(10, 10)
+
+    def forward(self, image, kind, flags):
+        logits = self.image(image.float().flatten(1) / 255) + self.kind(kind).sum(1) + flags.float().sum(1, keepdim=True)
+        return logits, logits.argmax(1, keepdim=True), logits > 0, logits.half(), logits.argmin(1, keepdim=True).int()
+
+
+def build():
+    return Net()
+"""
+INPUTS = [
+    {"name": "image", "dataType": "UINT8", "shape": [1, 28, 28]},
+    {"name": "kind", "dataType": "INT64", "shape": [3]},
+    {"name": "flags", "dataType": "BOOL", "shape": [4]},
+]
+OUTPUTS = [
+    {"name": "logits", "dataType": "FP32", "shape": [10]},
+    {"name": "label", "dataType": "INT64", "shape": [1]},
+    {"name": "positive", "dataType": "BOOL", "shape": [10]},
+    {"name": "small", "dataType": "FP16", "shape": [10]},
+    {"name": "least", "dataType": "INT32", "shape": [1]},
+]
+
+
+def several(root: Path, **changes: Any) -> ExportRequest:
+    torch.manual_seed(0)
+    image, kind = torch.nn.Linear(784, 10), torch.nn.Embedding(10, 10)
+    torch.save({"image.weight": image.weight, "image.bias": image.bias, "kind.weight": kind.weight}, root / "v1.pt")
+    archive = packed(root / "nets.zip", {"several.py": SEVERAL})
+    parts = {"inputs": INPUTS, "outputs": OUTPUTS, "architecture": own("several:build", archive)}
+    return file_request(root, root / "v1.pt", **(parts | changes))
+
+
+def test_several_inputs_and_outputs_of_all_types_go_the_whole_way(tmp_path: Path) -> None:
+    asked = several(tmp_path)
+    workspace = converted(asked, tmp_path)
+    assert publish(asked, workspace, {}).outcome is Outcome.PUBLISHED
+    session = onnxruntime.InferenceSession(workspace.output / MODEL)
+    assert [tensor.type for tensor in session.get_inputs()] == ["tensor(uint8)", "tensor(int64)", "tensor(bool)"]
+    assert [tensor.name for tensor in session.get_outputs()] == [spec["name"] for spec in OUTPUTS]
+
+
+def _typed(tensors: list[dict[str, Any]], name: str, data_type: str) -> list[dict[str, Any]]:
+    return [tensor | ({"dataType": data_type} if tensor["name"] == name else {}) for tensor in tensors]
+
+
+WRONG_TYPES = [
+    ("an output", {"outputs": _typed(OUTPUTS, "label", "FP32")}, "say label is FP32, the checkpoint answers INT64"),
+    ("an input", {"inputs": _typed(INPUTS, "kind", "FP32")}, "does not take the version's inputs"),
+    ("outputs in another order", {"outputs": OUTPUTS[::-1]}, "say least is INT32, the checkpoint answers FP32"),
+]
+
+
+@pytest.mark.parametrize(("changes", "says"), [case[1:] for case in WRONG_TYPES], ids=[case[0] for case in WRONG_TYPES])
+def test_a_data_type_is_refused_that_is_not_the_networks_of(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(StepFailed) as caught:
+        converted(several(tmp_path, **changes), tmp_path)
+    assert caught.value.reason is Reason.SHAPE_MISMATCH
+    assert says in caught.value.message
+
+
 # --- archives that mean harm -------------------------------------------------------------------------------------------------
 
 
