@@ -25,6 +25,7 @@ from perch_exporter.contract import (
 )
 from perch_exporter.failure import StepFailed
 from perch_exporter.store import Store
+from perch_exporter.workspace import MODEL, MODEL_DATA
 
 GOLDEN_KEY = "golden/golden.npz"
 
@@ -34,7 +35,11 @@ def config_key(request: ExportRequest) -> str:
 
 
 def model_key(request: ExportRequest) -> str:
-    return f"model/{request.model_name}/{request.version}/model.onnx"
+    return f"model/{request.model_name}/{request.version}/{MODEL}"
+
+
+def model_data_key(request: ExportRequest) -> str:
+    return f"model/{request.model_name}/{request.version}/{MODEL_DATA}"
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,8 @@ DEFAULT_OPSET = 18
 """The exporter's own native opset, which every onnxruntime in a Triton of the last years reads."""
 
 _PROTOBUF_LIMIT = 2**31 - 2**20
+"""Most bytes of weights in the model's own file; more go into a file beside it, since no protobuf has 2 GiB."""
+
 _OTHER_DYNAMIC = 256
 _UNEVEN_BATCH = 3
 _ACCURACY_BATCH = 32
@@ -200,10 +202,10 @@ def _name_outputs(request: ExportRequest, answer: object) -> dict[str, Array]:
 
 def _export(request: ExportRequest, model: nn.Module, golden: Golden, path: Path, opset: int) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
-    if size > _PROTOBUF_LIMIT:
+    if size > _PROTOBUF_LIMIT and isinstance(model, torch.jit.ScriptModule):
         raise StepFailed(
             Reason.EXPORT_FAILED,
-            f"the weights take {size:,} bytes; models above 2 GiB in one ONNX file are not supported",
+            f"the weights take {size:,} bytes; above 2 GiB TorchScript is not exported: save the state dict, or use torch.export",
         )
     samples = tuple(torch.from_numpy(golden.inputs[spec.name][:2]) for spec in request.inputs)
     try:
@@ -226,7 +228,7 @@ def _export(request: ExportRequest, model: nn.Module, golden: Golden, path: Path
         for node in program.model.graph.all_nodes():
             # Stack traces with paths of this container: of no use to Triton, and they differ from build to build.
             node.metadata_props.clear()
-        program.save(path, external_data=False)
+        program.save(path, external_data=size > _PROTOBUF_LIMIT)
         onnx.checker.check_model(path)
         written = program.model.opset_imports[""]
         if written != opset:

@@ -11,17 +11,18 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from perch_exporter.contract import ExportRequest, Reason
+from perch_exporter.contract import Checkpoint, ExportRequest, Reason
 from perch_exporter.failure import StepFailed
 from perch_exporter.samples import GOLDEN_LIMIT
-from perch_exporter.workspace import ANSWERS, FIGURES, GOLDEN, MODEL, OTHER, REFERENCE, REPORT
+from perch_exporter.workspace import ANSWERS, FIGURES, GOLDEN, MODEL, MODEL_DATA, OTHER, REFERENCE, REPORT
 
+_OPTIONAL = {MODEL_DATA}
 REPORT_LIMIT = 8 * 2**20
 
 
 def handed_over(request: ExportRequest) -> dict[str, int]:
     """Files that convert leaves behind, with the most bytes of each."""
-    limits = {MODEL: 2**31, GOLDEN: GOLDEN_LIMIT, REFERENCE: 64 * 1024}
+    limits = {MODEL: 2**31, MODEL_DATA: Checkpoint.LIMIT, GOLDEN: GOLDEN_LIMIT, REFERENCE: 64 * 1024}
     if has_dynamic_sizes(request):
         limits[OTHER] = GOLDEN_LIMIT
     if request.verification.accuracy is not None:
@@ -44,7 +45,7 @@ def inspect(folder: Path, limits: Mapping[str, int], step: str) -> None:
         present = {entry.name: entry.stat(follow_symlinks=False) for entry in os.scandir(folder)}
     except FileNotFoundError as error:
         raise rejected(f"{folder} is not there; did {step} run?") from error
-    missing, strange = sorted(limits.keys() - present), sorted(present.keys() - limits)
+    missing, strange = sorted(limits.keys() - present - _OPTIONAL), sorted(present.keys() - limits)
     if missing or strange:
         raise rejected(f"missing {missing or 'nothing'}, unexpected {[name[:64] for name in strange[:5]] or 'nothing'}")
     for name, status in present.items():

@@ -18,6 +18,7 @@ from onnx import TensorProto
 from perch_exporter.contract import DataType, ExportRequest, Reason, TensorSpec
 from perch_exporter.failure import StepFailed
 from perch_exporter.handover import rejected
+from perch_exporter.workspace import MODEL_DATA
 
 OPSETS = range(7, 24)
 """Of the standard operators: what the onnxruntime of the exporter and of a Triton of the last years both run."""
@@ -37,7 +38,7 @@ def check_onnx(path: Path) -> int:
     """The opset of the standard operators. Raises CheckpointUnreadable."""
     try:
         model = onnx.load(path, load_external_data=False)
-        outside = sorted({_location(tensor) for tensor in _tensors(model) if tensor.data_location == TensorProto.EXTERNAL})
+        outside = _outside(model)
         if not outside:
             onnx.checker.check_model(model)
     except Exception as error:  # onnx raises whatever the broken bytes lead it to
@@ -66,11 +67,11 @@ def look_at(path: Path) -> GraphFacts:
     """What an export is made of. Raises OutputRejected for what reaches beyond the file: user code may have written it."""
     try:
         model = onnx.load(path, load_external_data=False)
-        outside = sorted({_location(tensor) for tensor in _tensors(model) if tensor.data_location == TensorProto.EXTERNAL})
+        outside = _outside(model)
     except Exception as error:  # onnx raises whatever the broken bytes lead it to
         raise rejected(f"{path.name} is no ONNX file: {type(error).__name__}: {str(error)[:400]}") from error
-    if outside:
-        raise rejected(f"{path.name} keeps weights in other files ({', '.join(outside[:3])})")
+    if outside not in ([], [MODEL_DATA]):
+        raise rejected(f"{path.name} keeps weights in other files ({', '.join(outside[:3])}), and {MODEL_DATA} alone may be one")
     kinds = Counter(node.op_type for node in _nodes(model.graph.node))
     return GraphFacts(
         opset=next((entry.version for entry in model.opset_import if entry.domain in _STANDARD), 0),
@@ -83,8 +84,13 @@ def _unreadable(words: str) -> StepFailed:
     return StepFailed(Reason.CHECKPOINT_UNREADABLE, f"the checkpoint cannot be served as ONNX: {words}")
 
 
-def _location(tensor: TensorProto) -> str:
-    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "?")[:100]
+def _outside(model: onnx.ModelProto) -> list[str]:
+    """Every place outside the file that a tensor names: readers differ in which of two they follow."""
+    found = set()
+    for tensor in _tensors(model):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            found |= {entry.value[:100] for entry in tensor.external_data if entry.key == "location"} or {"?"}
+    return sorted(found)
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:

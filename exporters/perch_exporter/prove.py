@@ -78,7 +78,7 @@ def prove(request: ExportRequest, workspace: Workspace) -> None:
         figures=figures,
         graph=graph,
         checkpoint_bytes=workspace.checkpoint.stat().st_size,
-        artifact_bytes=path.stat().st_size,
+        artifact_bytes=sum(file.stat().st_size for file in workspace.output.glob(f"{MODEL}*")),
         timing=Timing(golden.samples, reference.eager_seconds, whole.seconds),
         answers=[(name, array, whole.answers.actual[name]) for name, array in golden.outputs.items()],
         classes=measured.classes if measured else (),

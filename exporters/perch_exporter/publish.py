@@ -20,6 +20,7 @@ from perch_exporter.artifact import (
     Published,
     claimed,
     digest_of,
+    model_data_key,
     model_key,
     published,
     sha256_of,
@@ -44,7 +45,7 @@ from perch_exporter.model_files import build_model_files
 from perch_exporter.parity import Answers, judge, within
 from perch_exporter.samples import Golden, Tensors, data_type_of, fits, load_golden
 from perch_exporter.store import Store, open_store, repository_credentials
-from perch_exporter.workspace import FIGURES, GOLDEN, MODEL, REPORT, Workspace
+from perch_exporter.workspace import FIGURES, GOLDEN, MODEL, MODEL_DATA, REPORT, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,8 @@ def _upload(request: ExportRequest, workspace: Workspace, figures: Figures, made
 
     output = workspace.output
     files = {model_key(request): output / MODEL, GOLDEN_KEY: output / GOLDEN, REPORT: workspace.proof / REPORT}
+    if (output / MODEL_DATA).exists():
+        files[model_data_key(request)] = output / MODEL_DATA
     entries = {key: FileEntry(sha256=sha256_of(path), size=path.stat().st_size) for key, path in files.items()}
     entries |= {key: FileEntry(sha256=hashlib.sha256(content).hexdigest(), size=len(content)) for key, content in made.items()}
     for key, path in files.items():

@@ -31,7 +31,7 @@ from perch_exporter.contract import (
 )
 from perch_exporter.failure import StepFailed
 from perch_exporter.samples import load_golden
-from perch_exporter.workspace import FIGURES, MODEL, Workspace
+from perch_exporter.workspace import FIGURES, MODEL, MODEL_DATA, Workspace
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch", reason="needs the exporter image's environment: torch is not installed here")
@@ -541,6 +541,33 @@ def test_every_name_that_is_offered_is_a_classification_model() -> None:
             assert name in names
             build_model(Architecture(name=f"torchvision:{name}"), [])
     assert request().architecture.name == "lenet5"
+
+
+def test_weights_that_no_protobuf_holds_go_beside_the_model_all_the_way_into_the_pod(
+    lenet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert_step, "_PROTOBUF_LIMIT", 1000)
+    asked = file_request(tmp_path, saved(lenet.state_dict(), tmp_path))
+    summary = export(asked, tmp_path / "work")
+    assert summary.artifact_digest
+    download(Location(uri=asked.destination.uri), summary.artifact_digest, tmp_path / "pod", {})
+    folder = tmp_path / "pod/models/digits/1"
+    assert sorted(path.name for path in folder.iterdir()) == [MODEL, MODEL_DATA]
+    weights = sum(tensor.numel() * 4 for tensor in lenet.parameters())
+    assert (folder / MODEL_DATA).stat().st_size >= weights * 0.9 > (folder / MODEL).stat().st_size
+    images = np.random.default_rng(5).standard_normal((3, 1, 28, 28)).astype(np.float32)
+    with torch.inference_mode():
+        expected = lenet(torch.from_numpy(images)).numpy()
+    session = onnxruntime.InferenceSession(folder / MODEL)
+    assert np.allclose(session.run(None, {"image": images})[0], expected, atol=1e-5)
+
+
+def test_torchscript_of_such_a_size_is_refused(lenet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert_step, "_PROTOBUF_LIMIT", 1000)
+    torch.jit.script(lenet).save(tmp_path / "v1.pt")
+    asked = file_request(tmp_path, tmp_path / "v1.pt", checkpoint__format="TorchScript", architecture=None)
+    with pytest.raises(StepFailed, match="above 2 GiB TorchScript is not exported"):
+        converted(asked, tmp_path)
 
 
 # --- ready-made ONNX ---------------------------------------------------------------------------------------------------------

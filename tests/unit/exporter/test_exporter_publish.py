@@ -37,7 +37,7 @@ from perch_exporter.publish import publish
 from perch_exporter.samples import save_golden
 from perch_exporter.store import FileStore
 from perch_exporter.triton_config import parse_config
-from perch_exporter.workspace import ANSWERS, FIGURES, GOLDEN, MODEL, Workspace
+from perch_exporter.workspace import ANSWERS, FIGURES, GOLDEN, MODEL, MODEL_DATA, Workspace
 
 
 class Place:
@@ -275,6 +275,15 @@ def _huge(place: Place) -> None:
     os.truncate(place.proof / FIGURES, 2**40)
 
 
+def _linked_data(place: Place) -> None:
+    (place.output / MODEL_DATA).symlink_to("/etc/passwd")
+
+
+def _endless_data(place: Place) -> None:
+    (place.output / MODEL_DATA).touch()
+    os.truncate(place.output / MODEL_DATA, 2**40)
+
+
 def _config(place: Place) -> None:
     (place.output / "config.pbtxt").write_text('backend: "python"')
 
@@ -323,6 +332,8 @@ REJECTED: list[tuple[str, Callable[[Place], None], str]] = [
     ("a symbolic link in place of the model", _link, "not a regular file"),
     ("a hard link in place of the model", _hard_link, "not a regular file of its own"),
     ("a pipe that would hang the reader", _fifo, "not a regular file"),
+    ("a symbolic link in place of the weights beside the model", _linked_data, "model.onnx.data is not a regular file"),
+    ("more weights than any checkpoint has", _endless_data, "model.onnx.data has"),
     ("a folder more", _folder, "unexpected \\['more'\\]"),
     ("a config of convert's own", _config, "config.pbtxt"),
     ("a file less", _missing, "missing \\['golden.npz'\\]"),
