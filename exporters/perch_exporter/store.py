@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,11 +25,13 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     HTTPClientError,
+    IncompleteReadError,
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
 )
 
+from perch_exporter import ranges
 from perch_exporter.contract import Location, Reason
 from perch_exporter.failure import StepFailed
 
@@ -41,6 +43,7 @@ _PROGRESS_EVERY_SECONDS = 10.0
 
 # The last one is what versitygw says, with status 404, to an access key that it does not know.
 _DENIED_CODES = {"ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "XAdminUserNotFound"}
+_BREAKS = (HTTPClientError, IncompleteReadError)
 _REGION_CODES = {"AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException"}
 
 
@@ -57,7 +60,10 @@ class Store(Protocol):
         """A small object whole; raises ArtifactCorrupt where it has more than `limit` bytes."""
 
     def download(self, key: str, target: Path, limit: int) -> None:
-        """Raises ObjectTooLarge, before a byte is written, where the object has more than `limit` bytes."""
+        """Raises ObjectTooLarge, before a byte is written, where the object has more than `limit` bytes.
+
+        Goes on where an earlier attempt at the same target broke off, if the object is still the same.
+        """
 
     def upload(self, source: Path, key: str) -> None: ...
 
@@ -165,11 +171,19 @@ class S3Store:
             # from a missing object, nor a wrong secret from a missing right.
             answer = self._client.get_object(Bucket=self._bucket, Key=full)
             answer["Body"].close()
-            size = answer["ContentLength"]
+            size, etag = answer["ContentLength"], answer.get("ETag", "")
             _refuse_too_large(size, limit, self.where(key))
-            self._client.download_file(
-                self._bucket, full, str(target), Config=_TRANSFER, Callback=_progress(f"fetched {key}", size)
-            )
+            same = {"IfMatch": etag} if etag else {}
+
+            def read(first: int, last: int) -> Iterator[bytes]:
+                asked = {"Bucket": self._bucket, "Key": full, "Range": f"bytes={first}-{last}", **same}
+                answer = self._client.get_object(**asked)
+                with closing(answer["Body"]) as body:
+                    if answer["ResponseMetadata"]["HTTPStatusCode"] != 206:
+                        raise StepFailed(Reason.STORE_REFUSED, f"{self.where(key)} does not answer with the range asked for")
+                    yield from body.iter_chunks(_MIB)
+
+            ranges.fetch(read, target, size=size, etag=etag, passing=_BREAKS, progress=_progress(f"fetched {key}", size))
 
     def upload(self, source: Path, key: str) -> None:
         with self._typed(key), source.open("rb") as content:
@@ -202,7 +216,7 @@ class S3Store:
             raise StepFailed(Reason.STORE_UNREACHABLE, f"cannot reach {self.where(key)}: {error}") from error
         except (ParamValidationError, ValueError) as error:
             raise StepFailed(Reason.INVALID_REQUEST, f"not usable as an S3 address: {error}") from error
-        except (BotoCoreError, Boto3Error) as error:
+        except (BotoCoreError, Boto3Error, EOFError) as error:
             raise StepFailed(
                 Reason.STORE_UNREACHABLE, f"trouble with {self.where(key)}: {type(error).__name__}: {error}"
             ) from error
@@ -223,6 +237,8 @@ def reason_of(code: str, status: int) -> tuple[Reason, str]:
         return Reason.OBJECT_NOT_FOUND, "; upload the object or correct the URI"
     if code in _DENIED_CODES or status in (401, 403):
         return Reason.ACCESS_DENIED, "; check the credential's Secret and its rights on the bucket"
+    if code == "PreconditionFailed" or status == 412:
+        return Reason.STORE_REFUSED, "; the object changed while it was read"
     if code in _REGION_CODES:
         return Reason.STORE_REFUSED, "; the bucket lies in another region: set `region`"
     if status == 404:
