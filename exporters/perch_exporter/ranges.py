@@ -1,7 +1,7 @@
 """A large object in parts, several at a time, each going on where its connection broke.
 
-What is done is kept beside the target with the object's ETag, so that a later attempt in the same folder (the container that the
-kubelet starts again, the next run on a laptop) brings what is missing alone, and everything where the object is another one.
+What is done is kept beside the target with the object's ETag. So a later attempt in the same folder (a pod's download that is
+started again, the next run on a laptop) brings what is missing alone, and everything where the object is another one.
 """
 
 from __future__ import annotations
