@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -38,6 +39,12 @@ def _text(pattern: str, limit: int) -> StringConstraints:
     return StringConstraints(pattern=pattern, min_length=1, max_length=limit)
 
 
+def _at_most_one(text: str) -> str:
+    if Decimal(text) > 1:
+        raise ValueError(f"{text} is more than 1, and this is a share")
+    return text
+
+
 # URIs and versions are plain ASCII without quotes or backslashes: they go into summaries, whose size must be bounded.
 _URI = r"[A-Za-z0-9._~%!$&'()*+,;=:@/-]+$"
 StoreUri = Annotated[str, _text(r"^(s3://[a-z0-9]|file:///)" + _URI, 1024)]
@@ -51,6 +58,9 @@ ModelName = Annotated[str, _text(r"^[A-Za-z0-9][A-Za-z0-9._-]*$", 128)]
 TensorName = Annotated[str, _text(r"^[A-Za-z_][A-Za-z0-9_.-]*$", 128)]
 ToolVersion = Annotated[str, _text(r"^[A-Za-z0-9.+_-]+$", 64)]
 ArtifactPath = Annotated[str, _text(r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$", 512)]
+Share = Annotated[str, _text(r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]{1,2})?$", 32), AfterValidator(_at_most_one)]
+"""From 0 to 1, as text."""
+
 Tolerance = Annotated[str, _text(r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?$", 32)]
 """A decimal number above 0, as text: JSON floats do not survive every client unchanged, and these are hashed."""
 
@@ -211,12 +221,26 @@ class Precision(StrEnum):
 
     FP32 = "FP32"
     FP16 = "FP16"
+    INT8 = "INT8"
+
+
+class DataSet(Object):
+    """Real samples, with labels or without; `perch_exporter.datasets` reads them."""
+
+    LIMIT: ClassVar[int] = 8 * 2**30
 
 
 class Conversion(_Contract):
     target: Literal["ONNX"] = "ONNX"
     precision: Precision = Precision.FP32
     opset: Annotated[int, Field(ge=18, le=23)] | None = None
+    calibration: DataSet | None = None
+
+    @model_validator(mode="after")
+    def _scales_from_samples(self) -> Self:
+        if (self.precision is Precision.INT8) != (self.calibration is not None):
+            raise ValueError("calibration is for precision INT8, which needs it: it has real samples to choose scales by")
+        return self
 
 
 class ParityLimits(_Contract):
@@ -224,6 +248,7 @@ class ParityLimits(_Contract):
 
     absolute_tolerance: Tolerance | None = None
     relative_tolerance: Tolerance | None = None
+    minimum_top1_agreement: Share | None = None
 
     @model_validator(mode="after")
     def _positive(self) -> Self:
@@ -238,6 +263,8 @@ class ParityTolerance(_Contract):
 
     absolute_tolerance: Tolerance = "1e-3"
     relative_tolerance: Tolerance = "1e-3"
+    minimum_top1_agreement: Share | None = None
+    """Of outputs that are one row of class scores for each sample; not judged where it is None."""
 
     @property
     def absolute(self) -> float:
@@ -247,27 +274,22 @@ class ParityTolerance(_Contract):
     def relative(self) -> float:
         return float(self.relative_tolerance)
 
+    @property
+    def top1(self) -> float:
+        return float(self.minimum_top1_agreement or 0)
+
 
 # FP16: untrained networks of torchvision, conditioned worse than trained ones, came to 0.1 % to 3 % of the spread.
 _DEFAULT_TOLERANCE = {
     Precision.FP32: ParityTolerance(),
     Precision.FP16: ParityTolerance(absolute_tolerance="5e-2", relative_tolerance="5e-2"),
+    Precision.INT8: ParityTolerance(absolute_tolerance="0.25", relative_tolerance="0.25", minimum_top1_agreement="0.9"),
 }
-
-
-class DataSet(Object):
-    """Samples with their labels; `perch_exporter.datasets` reads its forms."""
-
-    LIMIT: ClassVar[int] = 8 * 2**30
 
 
 class OnFailure(StrEnum):
     BLOCK = "Block"
     WARN = "Warn"
-
-
-Share = Annotated[str, _text(r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$", 12)]
-"""From 0 to 1, as text: these are hashed."""
 
 
 class AccuracyGate(_Contract):
@@ -370,6 +392,7 @@ SOURCE = "source"
 
 ACCURACY = "verification.accuracy.dataset"
 SAMPLES = "verification.parity.samples"
+CALIBRATION = "conversion.calibration"
 
 Tensors = Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=16)]
 
@@ -424,7 +447,10 @@ class ExportRequest(_Contract):
     @property
     def tolerance(self) -> ParityTolerance:
         """The limits that stand in the request, and for the rest those of the precision."""
-        given = self.verification.parity.model_dump(by_alias=False, exclude_none=True)
+        given: dict[str, Any] = self.verification.parity.model_dump(by_alias=False, exclude_none=True)
+        if self.architecture is not None and self.architecture.layer is not None:
+            # Features of a layer are no scores: which is the largest says nothing.
+            given = {"minimum_top1_agreement": None} | given
         return _DEFAULT_TOLERANCE[self.conversion.precision].model_copy(update=given)
 
     def objects(self) -> dict[str, Object]:
@@ -434,6 +460,7 @@ class ExportRequest(_Contract):
         found: dict[str, Object | None] = {
             CHECKPOINT: self.checkpoint,
             SOURCE: source,
+            CALIBRATION: self.conversion.calibration,
             SAMPLES: self.verification.samples,
             ACCURACY: accuracy.dataset if accuracy else None,
         }
@@ -589,11 +616,11 @@ class Reason(StrEnum):
     SOURCE_REJECTED = "SourceRejected"
     ENTRY_POINT_FAILED = "EntryPointFailed"
     SHAPE_MISMATCH = "ShapeMismatch"
+    DATASET_UNREADABLE = "DatasetUnreadable"
     EXPORT_FAILED = "ExportFailed"
     PARITY_FAILED = "ParityFailed"
     PARITY_UNPROVABLE = "ParityUnprovable"
     ACCURACY_FAILED = "AccuracyFailed"
-    DATA_SET_UNREADABLE = "DataSetUnreadable"
     OUTPUT_REJECTED = "OutputRejected"
     PREFIX_OWNED_BY_ANOTHER = "PrefixOwnedByAnother"
     ARTIFACT_CORRUPT = "ArtifactCorrupt"

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
@@ -25,6 +26,7 @@ from perch_exporter.architectures import build_model, cut
 from perch_exporter.checkpoint import load_model, read_state_dict
 from perch_exporter.contract import (
     ACCURACY,
+    CALIBRATION,
     SAMPLES,
     SOURCE,
     CheckpointFormat,
@@ -33,16 +35,27 @@ from perch_exporter.contract import (
     Reference,
     TensorSpec,
 )
-from perch_exporter.datasets import open_data_set
+from perch_exporter.datasets import FEWEST_CALIBRATION, MOST_CALIBRATION, open_data_set
 from perch_exporter.failure import StepFailed
 from perch_exporter.handover import has_dynamic_sizes
 from perch_exporter.onnx_file import check_onnx, check_signature
 from perch_exporter.onnx_session import ask, open_session
 from perch_exporter.precision import lower_precision
 from perch_exporter.programs import export_script, load_program, load_script
-from perch_exporter.samples import Array, Golden, Tensors, data_type_of, fits, make_inputs, sample_count, save_golden
+from perch_exporter.samples import (
+    Array,
+    Golden,
+    Tensors,
+    data_type_of,
+    fits,
+    in_batches,
+    make_inputs,
+    sample_count,
+    save_golden,
+    surest,
+)
 from perch_exporter.user_code import UserCode, opened
-from perch_exporter.workspace import ANSWERS, GOLDEN, MODEL, OTHER, REFERENCE, Workspace
+from perch_exporter.workspace import ANSWERS, CALIBRATED, GOLDEN, MODEL, OTHER, REFERENCE, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +66,7 @@ _PROTOBUF_LIMIT = 2**31 - 2**20
 """Most bytes of weights in the model's own file; more go into a file beside it, since no protobuf has 2 GiB."""
 
 _OTHER_DYNAMIC = 256
-_UNEVEN_BATCH = 3
-_ACCURACY_BATCH = 32
+_REFERENCE_BATCH = 16
 
 
 Ask = Callable[[Tensors], dict[str, Array]]
@@ -73,14 +85,16 @@ def _convert(request: ExportRequest, workspace: Workspace, code: UserCode | None
     path = workspace.output / MODEL
     if request.checkpoint.format is CheckpointFormat.ONNX:
         reference = _adopt(request, workspace.checkpoint, path)
-        golden, eager_seconds = _golden(request, workspace, reference)
+        golden, calibration, eager_seconds = _samples(request, workspace, reference)
     else:
         model = _load(request, workspace, code)
         reference = partial(_ask_checkpoint, request, model, code)
-        golden, eager_seconds = _golden(request, workspace, reference)
+        golden, calibration, eager_seconds = _samples(request, workspace, reference)
         _export(request, model, golden, path, request.conversion.opset or DEFAULT_OPSET)
     save_golden(golden, workspace.output / GOLDEN)
-    lower_precision(request.conversion, path, golden.inputs)
+    if calibration is not None:
+        save_golden(Golden({}, calibration.outputs), workspace.output / CALIBRATED)
+    lower_precision(request.conversion, path, (calibration or golden).inputs)
     if has_dynamic_sizes(request):
         inputs = make_inputs(request.inputs, request.artifact_revision, min(golden.samples, 4), _OTHER_DYNAMIC)
         save_golden(Golden(inputs, reference(inputs)), workspace.output / OTHER)
@@ -96,7 +110,7 @@ def _convert(request: ExportRequest, workspace: Workspace, code: UserCode | None
 def _first_answers(request: ExportRequest, workspace: Workspace, reference: Ask) -> Classes:
     first = request.outputs[0].name
     found = open_data_set(workspace.object(ACCURACY), request.inputs, classes=request.outputs[0].shape[0])
-    return np.concatenate([reference(inputs)[first].argmax(axis=1) for inputs, _ in found.batches(_ACCURACY_BATCH)])
+    return np.concatenate([reference(inputs)[first].argmax(axis=1) for inputs, _ in found.batches(_REFERENCE_BATCH)])
 
 
 def _adopt(request: ExportRequest, checkpoint: Path, path: Path) -> Ask:
@@ -138,26 +152,51 @@ def _load(request: ExportRequest, workspace: Workspace, code: UserCode | None) -
     return model if architecture.layer is None else cut(model, architecture.layer)
 
 
-def _golden(request: ExportRequest, workspace: Workspace, reference: Ask) -> tuple[Golden, float]:
-    """Samples with the checkpoint's answers, and the seconds that they took: real samples, where a data set is named."""
+def _samples(request: ExportRequest, workspace: Workspace, reference: Ask) -> tuple[Golden, Golden | None, float]:
+    """The golden samples, for INT8 the calibration set, and the seconds that the checkpoint took for the former.
+
+    The golden samples are real ones where a data set is named. Those of INT8 come from its calibration set, and are the ones of
+    which the checkpoint is surest: INT8 holds the numbers that it was calibrated for, and made-up inputs far from them would fail
+    a sound artefact.
+    """
     count = sample_count(request.inputs)
-    data = next((name for name in (SAMPLES, ACCURACY) if name in request.objects()), None)
+    data = next((name for name in (CALIBRATION, SAMPLES, ACCURACY) if name in request.objects()), None)
     if data is None:
-        inputs: Tensors = make_inputs(request.inputs, request.artifact_revision, count)
-    else:
-        inputs = open_data_set(workspace.object(data), request.inputs).pick(count)
+        golden, seconds = _answered(request, make_inputs(request.inputs, request.artifact_revision, count), reference)
+        return golden, None, seconds
+    there = open_data_set(workspace.object(data), request.inputs)
+    if data != CALIBRATION:
+        golden, seconds = _answered(request, there.pick(count), reference)
+        return golden, None, seconds
+    if there.samples < FEWEST_CALIBRATION:
+        raise StepFailed(
+            Reason.DATASET_UNREADABLE,
+            f"conversion.calibration has {there.samples} samples, and {FEWEST_CALIBRATION} are the fewest that tell a range; "
+            f"some hundred are better, of which {MOST_CALIBRATION} are used",
+        )
+    calibration, seconds = _answered(request, there.pick(MOST_CALIBRATION), reference)
+    scores = next((array for array in calibration.outputs.values() if array.ndim == 2 and array.shape[1] > 1), None)
+    chosen = np.arange(count) * calibration.samples // count if scores is None else surest(scores, count)
+    golden = Golden(_rows(calibration.inputs, chosen), _rows(calibration.outputs, chosen))
+    return golden, calibration, seconds * count / calibration.samples
+
+
+def _rows(arrays: Tensors, chosen: npt.NDArray[np.intp]) -> dict[str, Array]:
+    return {name: array[chosen] for name, array in arrays.items()}
+
+
+def _answered(request: ExportRequest, inputs: Tensors, reference: Ask) -> tuple[Golden, float]:
+    """With the checkpoint's answers, in batches of at most _REFERENCE_BATCH, and the seconds that they took."""
     started = time.monotonic()
-    outputs = reference(inputs)
+    outputs = in_batches(reference, inputs, _REFERENCE_BATCH)
     seconds = time.monotonic() - started
     for spec in request.outputs:
-        data_type = data_type_of(outputs[spec.name])
+        answered, data_type = outputs[spec.name].shape[1:], data_type_of(outputs[spec.name])
         if data_type is not spec.data_type:
             raise StepFailed(
                 Reason.SHAPE_MISMATCH,
-                f"the version's outputs say {spec.name} is {spec.data_type}, the checkpoint answers "
-                f"{data_type or outputs[spec.name].dtype}",
+                f"the version's outputs say {spec.name} is {spec.data_type}, the checkpoint answers {data_type}",
             )
-        answered = outputs[spec.name].shape[1:]
         if not fits(answered, spec.shape):
             raise StepFailed(
                 Reason.SHAPE_MISMATCH,

@@ -7,6 +7,7 @@ there: a data set may be larger than memory, and what a compressed one unpacks t
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -20,9 +21,10 @@ import numpy.typing as npt
 
 from perch_exporter.contract import Reason, TensorSpec
 from perch_exporter.failure import StepFailed
-from perch_exporter.samples import Array, Tensors, fits
+from perch_exporter.samples import NAMES, Array, Tensors, fits
 
 LABELS = "labels"
+FEWEST_CALIBRATION, MOST_CALIBRATION = 16, 128
 _MOST_SAMPLES = 10_000_000
 _PICKED_FROM, _PICK_BATCH = 10_000, 64
 _LONGEST_HEADER = 10_000
@@ -90,7 +92,7 @@ def open_data_set(path: Path, specs: Sequence[TensorSpec], classes: int | None =
             raise _unreadable(f"its arrays have {', '.join(f'{count} {name}' for name, count in counts.items())}")
         for spec in specs:
             member = members[spec.name]
-            if member.dtype != np.float32 or not fits(member.shape, (samples, *spec.shape)):
+            if NAMES.get(member.dtype) is not spec.data_type or not fits(member.shape, (samples, *spec.shape)):
                 raise _unreadable(
                     f"{spec.name} is {member.dtype} of shape {list(member.shape)}, the version's input is {spec.data_type} of "
                     f"{list(spec.shape)} behind the samples"
@@ -121,7 +123,10 @@ def _open(archive: zipfile.ZipFile, name: str, stack: ExitStack) -> _Member:
     shape, fortran, dtype = read(stream, max_header_size=_LONGEST_HEADER)
     if dtype.hasobject:
         raise _unreadable(f"{name} holds Python objects, which are not unpickled; save plain numbers")
-    if fortran:
+    there = archive.getinfo(f"{name}.npy").file_size - stream.tell()
+    if dtype.itemsize * math.prod(shape) != there or min(shape, default=0) < 0:
+        raise _unreadable(f"{name} says that it has shape {list(shape)} of {dtype}, and holds {there:,} bytes")
+    if fortran and len(shape) > 1:
         raise _unreadable(f"{name} is in Fortran order; save numpy.ascontiguousarray of it")
     return _Member(stream, shape, dtype)
 
@@ -131,7 +136,10 @@ def _rows(name: str, member: _Member, count: int) -> Array:
     content = member.stream.read(wanted)
     if len(content) != wanted:
         raise _unreadable(f"{name} ends before its last sample")
-    return np.frombuffer(content, member.dtype).reshape(count, *member.shape[1:]).copy()  # torch warns of what is read-only
+    rows = np.frombuffer(content, member.dtype).reshape(count, *member.shape[1:]).copy()  # torch warns of what is read-only
+    if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+        raise _unreadable(f"{name} holds NaN or Inf")
+    return rows
 
 
 @contextmanager
@@ -144,4 +152,4 @@ def _reading() -> Iterator[None]:
 
 
 def _unreadable(why: str) -> StepFailed:
-    return StepFailed(Reason.DATA_SET_UNREADABLE, f"the data set is not an npz file as it is needed: {why}")
+    return StepFailed(Reason.DATASET_UNREADABLE, f"the data set is not an npz file as it is needed: {why}")

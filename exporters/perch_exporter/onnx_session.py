@@ -6,10 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 
-from perch_exporter.samples import Array, Tensors
+from perch_exporter.samples import Array, Tensors, in_batches
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
@@ -20,9 +19,4 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
 
 def ask(session: onnxruntime.InferenceSession, names: Sequence[str], inputs: Tensors, batch: int) -> dict[str, Array]:
     """The answers to any number of samples, asked in batches."""
-    count = len(next(iter(inputs.values())))
-    parts = [
-        session.run(names, {name: array[start : start + batch] for name, array in inputs.items()})
-        for start in range(0, count, batch)
-    ]
-    return {name: np.concatenate([part[place] for part in parts]) for place, name in enumerate(names)}
+    return in_batches(lambda part: dict(zip(names, session.run(names, part), strict=True)), inputs, batch)

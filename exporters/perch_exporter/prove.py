@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from perch_exporter.accuracy import Classes, Tally, judge_accuracy
 from perch_exporter.contract import (
     ACCURACY,
+    CALIBRATION,
     Accuracy,
     ExportRequest,
     Figures,
@@ -30,7 +31,7 @@ from perch_exporter.contract import (
     Tooling,
     Verdict,
 )
-from perch_exporter.datasets import open_data_set
+from perch_exporter.datasets import MOST_CALIBRATION, open_data_set
 from perch_exporter.failure import StepFailed
 from perch_exporter.handover import handed_over, inspect, rejected
 from perch_exporter.onnx_file import GraphFacts, look_at
@@ -38,12 +39,13 @@ from perch_exporter.onnx_session import ask, open_session
 from perch_exporter.parity import Answers, judge
 from perch_exporter.report import ClassRow, Content, Seen, Timing, render
 from perch_exporter.samples import Array, Golden, load_golden
-from perch_exporter.workspace import ANSWERS, FIGURES, GOLDEN, MODEL, OTHER, REFERENCE, REPORT, Workspace
+from perch_exporter.workspace import ANSWERS, CALIBRATED, FIGURES, GOLDEN, MODEL, OTHER, REFERENCE, REPORT, Workspace
 
 log = logging.getLogger(__name__)
 
 _UNEVEN_BATCH = 3
 _BATCH = 32
+_CALIBRATED_BATCH = 16
 _SEEN = 12
 
 
@@ -57,7 +59,7 @@ def prove(request: ExportRequest, workspace: Workspace) -> None:
     graph = look_at(path)
     session = _load(path)
 
-    cases = _ask_all(request, session, golden, workspace.output)
+    cases = _ask_all(request, session, golden, workspace)
     parity = judge([case.answers for case in cases], request.tolerance)
     log.info("parity %s: %s", parity.verdict, parity.message)
     if parity.verdict is not Verdict.PASSED:
@@ -108,13 +110,18 @@ def _load(path: Path) -> onnxruntime.InferenceSession:
         ) from error
 
 
-def _ask_all(request: ExportRequest, session: onnxruntime.InferenceSession, golden: Golden, output: Path) -> list[_Case]:
-    """Batches of all samples, of an odd number, and of one; and other sizes, where they are dynamic."""
+def _ask_all(request: ExportRequest, session: onnxruntime.InferenceSession, golden: Golden, workspace: Workspace) -> list[_Case]:
+    """Batches of all samples, of an odd number, and of one; other sizes, where they are dynamic; INT8's calibration set."""
+    output = workspace.output
     cases = [_case(request, session, golden, batch, "") for batch in sorted({golden.samples, _UNEVEN_BATCH, 1}, reverse=True)]
     if OTHER in handed_over(request):
         other = load_golden(output / OTHER)
         sizes = ", ".join(f"{name} of {list(array.shape[1:])}" for name, array in other.inputs.items())
         cases.append(_case(request, session, other, other.samples, f" with {sizes}"))
+    if request.conversion.calibration is not None:
+        inputs = open_data_set(workspace.object(CALIBRATION), request.inputs).pick(MOST_CALIBRATION)
+        calibrated = Golden(inputs, load_golden(output / CALIBRATED).outputs)
+        cases.append(_case(request, session, calibrated, _CALIBRATED_BATCH, " of the calibration set"))
     return cases
 
 

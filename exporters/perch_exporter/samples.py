@@ -7,7 +7,7 @@ a pickle: golden.npz may come from a container that ran somebody's bytes.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ DTYPES: Mapping[DataType, np.dtype[Any]] = {
     DataType.UINT8: np.dtype(np.uint8),
     DataType.BOOL: np.dtype(np.bool_),
 }
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 GOLDEN_LIMIT = 32 * 2**20
 """Most bytes of golden.npz: each Triton pod brings it along."""
@@ -67,6 +67,29 @@ def sample_count(specs: Sequence[TensorSpec]) -> int:
 
 def concrete(shape: Sequence[int], dynamic: int = _DYNAMIC) -> tuple[int, ...]:
     return tuple(dynamic if dimension == -1 else dimension for dimension in shape)
+
+
+def surest(scores: npt.NDArray[np.floating], count: int) -> npt.NDArray[np.intp]:
+    """Numbers of `count` samples in ascending order, for each class in turn those that lead by most.
+
+    scores: [samples, classes]. A sample that two classes nearly share says little of an artefact: another device's rounding
+    decides it.
+    """
+    ordered = np.sort(scores.astype(np.float64), axis=1)
+    lead = ordered[:, -1] - ordered[:, -2]
+    rank = np.empty(len(scores), np.intp)
+    best = scores.argmax(axis=1)
+    for kind in np.unique(best):
+        own = np.flatnonzero(best == kind)
+        rank[own[np.argsort(-lead[own], kind="stable")]] = np.arange(len(own))
+    return np.sort(np.lexsort((-lead, rank))[:count])
+
+
+def in_batches(answer: Callable[[Tensors], Tensors], inputs: Tensors, batch: int) -> dict[str, Array]:
+    """The answers to any number of samples, asked so many at a time."""
+    count = len(next(iter(inputs.values())))
+    parts = [answer({name: array[start : start + batch] for name, array in inputs.items()}) for start in range(0, count, batch)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def fits(shape: Sequence[int], stated: Sequence[int]) -> bool:
@@ -109,7 +132,7 @@ def _typed(sample: Array, data_type: DataType) -> Array:
 
 def data_type_of(array: Array) -> DataType | None:
     """None for a type that Triton, or this release, does not serve."""
-    return _NAMES.get(array.dtype)
+    return NAMES.get(array.dtype)
 
 
 def save_golden(golden: Golden, path: Path) -> None:

@@ -401,24 +401,6 @@ class Tensor(Model):
     )
 
 
-class Conversion(Model):
-    """What the checkpoint is exported to."""
-
-    target: Literal["ONNX"] = Field("ONNX", description="Format of the artefact. ONNX is the default.")
-    precision: Literal["FP32", "FP16"] = Field(
-        "FP32",
-        description="Precision of weights and compute; inputs and outputs are FP32 in any case. FP32 is the default. FP16: half "
-        "precision, but for operations and nodes that need FP32; for GPUs, on CPUs it is slower than FP32.",
-    )
-    opset: int | None = Field(
-        None,
-        ge=18,
-        le=23,
-        json_schema_extra={"format": "int32"},
-        description="ONNX opset; the exporter's default when omitted.",
-    )
-
-
 _SHARE_REFUSAL = 'write a share from 0 to 1 in quotes, such as "0.95"'
 Share = Annotated[
     str,
@@ -440,12 +422,46 @@ class DataSet(Model):
     sha256: Sha256 = Field(description="SHA-256 of the object, 64 lower-case hex digits (sha256sum FILE).")
 
 
+class Conversion(Model):
+    """What the checkpoint is exported to."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            (
+                "(has(self.precision) && self.precision == 'INT8') == has(self.calibration)",
+                "precision INT8 and calibration go together: give both, since INT8 chooses its scales by real samples, or remove "
+                "calibration, since no other precision reads any",
+                ".calibration",
+            ),
+        )
+    )
+    target: Literal["ONNX"] = Field("ONNX", description="Format of the artefact. ONNX is the default.")
+    precision: Literal["FP32", "FP16", "INT8"] = Field(
+        "FP32",
+        description="Precision of weights and compute; inputs and outputs are FP32 in any case. FP32 is the default. FP16: half "
+        "precision, but for operations and nodes that need FP32; for GPUs, on CPUs it is slower than FP32. INT8: static "
+        "quantization (QDQ, a scale for each channel of the weights), for CPUs with VNNI; needs calibration.",
+    )
+    calibration: DataSet | None = Field(
+        None,
+        description="Samples that INT8 chooses its scales by, 16 or more, some hundred are better; labels are not needed. "
+        "Required for INT8.",
+    )
+    opset: int | None = Field(
+        None,
+        ge=18,
+        le=23,
+        json_schema_extra={"format": "int32"},
+        description="ONNX opset; the exporter's default when omitted.",
+    )
+
+
 class Parity(Model):
-    """How near the artefact's answers must be to the checkpoint's. Both bounds must hold."""
+    """How near the artefact's answers must be to the checkpoint's. All bounds must hold."""
 
     absolute_tolerance: Decimal | None = Field(
         None,
-        description='Greatest absolute difference, a decimal string; if omitted "1e-3", and "5e-2" for precision FP16.',
+        description='Greatest absolute difference, a decimal string; if omitted "1e-3" for FP32, "5e-2" FP16, "0.25" INT8.',
         json_schema_extra=_rules(_POSITIVE),
     )
     relative_tolerance: Decimal | None = Field(
@@ -453,6 +469,12 @@ class Parity(Model):
         description="Greatest difference relative to the spread of the outputs, a decimal string; if omitted as for "
         "absoluteTolerance.",
         json_schema_extra=_rules(_POSITIVE),
+    )
+    minimum_top1_agreement: Share | None = Field(
+        None,
+        description="Least share of samples for which artefact and checkpoint put the same class first, a decimal string from 0 "
+        'to 1; if omitted "0.9" for INT8, and not judged otherwise. For outputs that are scores, [classes]: where INT8 serves '
+        'features of an ONNX file, write "0".',
     )
     samples: DataSet | None = Field(
         None,

@@ -36,11 +36,17 @@ def entry(version: int) -> dict[str, Any]:
         "architecture": {"name": "lenet5", "parameters": {"numClasses": 10}, "layer": "f6"},
         "inputs": [{"name": "image", "dataType": "FP32", "shape": [1, 28, 28]}],
         "outputs": [{"name": "logits", "dataType": "FP32", "shape": [10]}],
-        "conversion": {"target": "ONNX", "precision": "FP32", "opset": 20},
+        "conversion": {
+            "target": "ONNX",
+            "precision": "INT8",
+            "opset": 20,
+            "calibration": {"uri": "s3://checkpoints/digits/calibration.npz", "sha256": "c" * 64},
+        },
         "verification": {
             "parity": {
                 "absoluteTolerance": "1e-3",
                 "relativeTolerance": "0.001",
+                "minimumTop1Agreement": "0.95",
                 "samples": {"uri": "s3://data/digits/some.npz", "sha256": "e" * 64},
             },
             "accuracy": {
@@ -973,10 +979,36 @@ REFUSED_WHEN_CREATED = [
         'supported values: "ONNX"',
     ),
     Refusal(
-        "a precision is INT8, which this release does not do",
-        put("versions/0/conversion/precision", "INT8"),
+        "a precision is one that no backend has",
+        put("versions/0/conversion/precision", "INT4"),
         f"{V}.conversion.precision",
-        'supported values: "FP32", "FP16"',
+        'supported values: "FP32", "FP16", "INT8"',
+    ),
+    Refusal(
+        "INT8 has nothing to be calibrated by",
+        both(put("versions/0/conversion/precision", "INT8"), drop("versions/0/conversion/calibration")),
+        f"{V}.conversion.calibration",
+        "give both, since INT8 chooses",
+        False,
+    ),
+    Refusal(
+        "a calibration set is given and nothing is calibrated",
+        put("versions/0/conversion/precision", "FP16"),
+        f"{V}.conversion.calibration",
+        "or remove calibration",
+        False,
+    ),
+    Refusal(
+        "a calibration set has no sha256",
+        drop("versions/0/conversion/calibration/sha256"),
+        f"{V}.conversion.calibration.sha256",
+        "Required value",
+    ),
+    Refusal(
+        "more samples than all should agree",
+        put("versions/0/verification/parity/minimumTop1Agreement", "1.5"),
+        f"{V}.verification.parity.minimumTop1Agreement",
+        "a share from 0 to 1",
     ),
     Refusal(
         "an opset is too old", put("versions/0/conversion/opset", 11), f"{V}.conversion.opset", "greater than or equal to 18"

@@ -42,7 +42,7 @@ def build_export_request(
 ) -> contract.ExportRequest:
     """The exporter's view of one version. Raises pydantic.ValidationError where the exporter would refuse it."""
     repository, checkpoint = spec.repository, entry.checkpoint
-    parity, accuracy = entry.verification.parity, entry.verification.accuracy
+    parity, accuracy, calibration = entry.verification.parity, entry.verification.accuracy, entry.conversion.calibration
     # Whatever else a version names lies beside its checkpoint.
     reached = {"endpoint": checkpoint.endpoint or repository.endpoint, "region": checkpoint.region or repository.region}
     return contract.ExportRequest(
@@ -64,11 +64,13 @@ def build_export_request(
             target=entry.conversion.target,
             precision=contract.Precision(entry.conversion.precision),
             opset=entry.conversion.opset,
+            calibration=contract.DataSet(uri=calibration.uri, sha256=calibration.sha256, **reached) if calibration else None,
         ),
         verification=contract.Verification(
             parity=contract.ParityLimits(
                 absolute_tolerance=parity.absolute_tolerance if parity else None,
                 relative_tolerance=parity.relative_tolerance if parity else None,
+                minimum_top1_agreement=parity.minimum_top1_agreement if parity else None,
             ),
             samples=contract.DataSet(uri=parity.samples.uri, sha256=parity.samples.sha256, **reached)
             if parity and parity.samples

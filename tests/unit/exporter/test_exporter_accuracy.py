@@ -17,6 +17,7 @@ from perch_exporter.accuracy import Tally, judge_accuracy
 from perch_exporter.contract import AccuracyGate, Confused, Reason, Verdict
 from perch_exporter.datasets import open_data_set
 from perch_exporter.failure import StepFailed
+from perch_exporter.samples import surest
 
 SPECS = request().inputs
 RANDOM = np.random.default_rng(0)
@@ -70,6 +71,13 @@ def test_figures_that_count_more_than_there_is_are_no_figures() -> None:
         type(judge_accuracy(tally(10, 9, 9), gate(minimum="0.5"))).model_validate({**good, "correct": 11})
 
 
+def test_the_surest_samples_of_each_class_are_chosen() -> None:
+    scores = np.array([[9, 0, 0], [1, 0, 0], [0, 1, 0], [0, 5, 0], [0, 0, 2], [8, 0, 0]], np.float32)
+    assert list(surest(scores, 3)) == [0, 3, 4]
+    assert list(surest(scores, 4)) == [0, 3, 4, 5]
+    assert list(surest(scores, 6)) == [0, 1, 2, 3, 4, 5]
+
+
 # --- reading data sets ---------------------------------------------------------------------------------------------------
 
 
@@ -121,6 +129,23 @@ def bomb(path: Path) -> None:
         archive.writestr("labels.npy", labels.getvalue() + bytes(80))
 
 
+def npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, array)
+    return stream.getvalue()
+
+
+def header(shape: str) -> bytes:
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def zipped(path: Path, image: bytes) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("image.npy", image)
+        archive.writestr("labels.npy", npy(LABELS))
+
+
 def cut(path: Path) -> None:
     np.savez(path, image=IMAGES, labels=LABELS)
     path.write_bytes(path.read_bytes()[:-500])
@@ -148,7 +173,13 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a class too many": (lambda path: np.savez(path, image=IMAGES, labels=LABELS + 1), "from 1 to 10"),
     "a class below 0": (lambda path: np.savez(path, image=IMAGES, labels=LABELS - 1), "from -1 to 8"),
     "Fortran order": (lambda path: np.savez(path, image=np.asfortranarray(IMAGES), labels=LABELS), "Fortran order"),
-    "more promised than there": (bomb, "ends before its last sample"),
+    "more promised than there": (bomb, "and holds 3,136 bytes"),
+    "a picture of NaN": (lambda path: np.savez(path, image=IMAGES * np.nan, labels=LABELS), "NaN or Inf"),
+    "big-endian numbers": (lambda path: np.savez(path, image=IMAGES.astype(">f4"), labels=LABELS), ">f4"),
+    "a header without sizes": (lambda path: zipped(path, header("(-10, -1, 28, 28)") + bytes(31360)), "holds 31,360 bytes"),
+    "a header of code": (lambda path: zipped(path, header("__import__('os').getpid()")), "ValueError"),
+    "a member that is no array": (lambda path: zipped(path, b"x"), "ValueError"),
+    "more in it than its header says": (lambda path: zipped(path, npy(IMAGES) + bytes(2**26)), "and holds 67,140,224 bytes"),
 }
 
 
@@ -159,7 +190,7 @@ def test_a_broken_data_set_is_refused_with_what_is_wrong(name: str, tmp_path: Pa
     with pytest.raises(StepFailed, match=words) as failed:
         for _ in open_data_set(tmp_path / "set.npz", SPECS, classes=10).batches(4):
             pass
-    assert failed.value.reason is Reason.DATA_SET_UNREADABLE
+    assert failed.value.reason is Reason.DATASET_UNREADABLE
 
 
 def test_nothing_in_a_data_set_is_unpickled(tmp_path: Path) -> None:

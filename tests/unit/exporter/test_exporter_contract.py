@@ -18,6 +18,8 @@ from perch_exporter import contract
 from perch_exporter.contract import ErrorReport, ExportRequest, Outcome, Parity, ParityTolerance, Reason, Step, Summary, Verdict
 
 SOURCE = {"uri": "s3://code/nets.zip", "sha256": "b" * 64}
+SAMPLES = {"uri": "s3://checkpoints/samples.npz", "sha256": "b" * 64}
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("an unknown field", {"batchSize": 3}, "batchSize"),
     ("an unknown field further down", {"triton__maxBatch": 3}, "maxBatch"),
@@ -49,7 +51,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("no inputs", {"inputs": []}, "inputs"),
     ("one name twice", {"outputs": [{"name": "image", "dataType": "FP32", "shape": [10]}]}, "used twice: image"),
     ("an old opset", {"conversion__opset": 11}, "conversion.opset"),
-    ("INT8", {"conversion__precision": "INT8"}, "conversion.precision"),
+    ("an unknown precision", {"conversion__precision": "INT4"}, "conversion.precision"),
+    ("INT8 without samples", {"conversion__precision": "INT8"}, "calibration is for precision INT8, which needs it"),
+    ("samples without INT8", {"conversion": {"calibration": SAMPLES}}, "calibration is for precision INT8"),
+    ("an agreement above 1", {"verification__parity__minimumTop1Agreement": "1.01"}, "more than 1"),
     ("a tolerance of 0", {"verification__parity__absoluteTolerance": "0.0"}, "above 0"),
     ("a tolerance as a number", {"verification__parity__absoluteTolerance": 0.1}, "absoluteTolerance"),
     ("a tolerance that is no number", {"verification__parity__relativeTolerance": "nan"}, "relativeTolerance"),
@@ -112,6 +117,24 @@ def test_tolerances_that_the_request_leaves_out_are_those_of_its_precision() -> 
     assert request().tolerance == ParityTolerance(absolute_tolerance="1e-3", relative_tolerance="1e-3")
     half = request(conversion__precision="FP16", verification__parity__relativeTolerance="1e-3")
     assert half.tolerance == ParityTolerance(absolute_tolerance="5e-2", relative_tolerance="1e-3")
+
+
+def test_top1_agreement_is_asked_of_int8_where_outputs_are_scores() -> None:
+    conversion = {"precision": "INT8", "calibration": SAMPLES}
+    assert request(conversion=conversion).tolerance == ParityTolerance(
+        absolute_tolerance="0.25", relative_tolerance="0.25", minimum_top1_agreement="0.9"
+    )
+    assert request(conversion=conversion, architecture__layer="f6").tolerance.minimum_top1_agreement is None
+    asked = request(conversion=conversion, architecture__layer="f6", verification__parity__minimumTop1Agreement="0.5")
+    assert asked.tolerance.minimum_top1_agreement == "0.5"
+
+
+def test_fetch_brings_the_samples_beside_the_checkpoint() -> None:
+    asked = request(conversion={"precision": "INT8", "calibration": SAMPLES})
+    assert {name: wanted.uri for name, wanted in asked.objects().items()} == {
+        "checkpoint": "s3://checkpoints/v1.pt",
+        "conversion.calibration": "s3://checkpoints/samples.npz",
+    }
 
 
 def test_the_contract_imports_nothing_heavy() -> None:

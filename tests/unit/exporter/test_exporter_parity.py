@@ -150,3 +150,22 @@ def test_answers_in_half_precision_are_judged_by_its_own_rounding() -> None:
     tight = ParityTolerance(absolute_tolerance="1e-4", relative_tolerance="1e-4")
     assert judge([Answers({"y": half}, {"y": off}, "")], tight).verdict is Verdict.UNPROVABLE
     assert judge([Answers({"y": half.astype(np.float32)}, {"y": off.astype(np.float32)}, "")], tight).verdict is Verdict.FAILED
+
+
+SCORES = np.eye(10)[np.arange(20) % 10] + np.linspace(0, 0.1, 10)
+AGREEING = ParityTolerance(absolute_tolerance="10", relative_tolerance="10", minimum_top1_agreement="0.9")
+
+
+@pytest.mark.parametrize(("flipped", "verdict"), [(0, Verdict.PASSED), (2, Verdict.PASSED), (3, Verdict.FAILED)])
+def test_top1_agreement_is_judged_where_a_minimum_is_given(flipped: int, verdict: Verdict) -> None:
+    actual = SCORES.copy()
+    actual[:flipped] = actual[:flipped, ::-1]
+    parity = judge([answers(SCORES, actual)], AGREEING)
+    assert parity.verdict is verdict
+    assert parity.top1_agreement == 1 - flipped / 20
+    assert f"{1 - flipped / 20:.3g} of them (at least 0.9)" in parity.message
+    assert within(parity, AGREEING) is (verdict is Verdict.PASSED)
+    assert (
+        judge([answers(SCORES, actual)], ParityTolerance(absolute_tolerance="10", relative_tolerance="10")).verdict
+        is Verdict.PASSED
+    )

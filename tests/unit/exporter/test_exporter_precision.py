@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from exporter_builders import convert_and_prove, file_request
 from perch_exporter.contract import Conversion, Outcome, Precision, Reason
 from perch_exporter.failure import StepFailed
 from perch_exporter.fetch import fetch
+from perch_exporter.parity import Answers, judge
 from perch_exporter.publish import publish
-from perch_exporter.workspace import MODEL, Workspace
+from perch_exporter.samples import load_golden
+from perch_exporter.workspace import GOLDEN, MODEL, Workspace
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch", reason="needs the exporter image's environment: torch is not installed here")
@@ -164,3 +168,96 @@ def test_a_model_that_cannot_be_brought_down_says_so_and_names_the_way_out(x: An
     with pytest.raises(StepFailed, match=r"cannot be brought to FP16: .*precision: FP32 serves it") as caught:
         lower_precision(HALF, path, {"x": x})
     assert caught.value.reason is Reason.EXPORT_FAILED
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Any, Any]:
+    """Pictures of two kinds, and a LeNet-5 that has learned to tell ten of them apart a little: trained, as INT8 expects."""
+    random = np.random.default_rng(0)
+    labels = np.arange(320) % 10
+    kinds = random.standard_normal((10, 1, 28, 28))
+    images = (kinds[labels] + 0.5 * random.standard_normal((320, 1, 28, 28))).astype(np.float32)
+    torch.manual_seed(0)
+    model = LeNet5()
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    for _ in range(30):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(torch.from_numpy(images)), torch.from_numpy(labels)).backward()
+        optimizer.step()
+    return model.state_dict(), images
+
+
+def int8_request(tmp_path: Path, weights: Any, images: Any, **changes: Any) -> Any:
+    torch.save(weights, tmp_path / "v1.pt")
+    np.savez(tmp_path / "samples.npz", image=images)
+    samples = tmp_path / "samples.npz"
+    sha256 = hashlib.sha256(samples.read_bytes()).hexdigest()
+    conversion = {"precision": "INT8", "calibration": {"uri": samples.as_uri(), "sha256": sha256}}
+    return file_request(tmp_path, tmp_path / "v1.pt", conversion=conversion, **changes)
+
+
+def test_int8_goes_the_whole_way_and_agrees_on_real_samples(digits: Any, tmp_path: Path) -> None:
+    asked = int8_request(tmp_path, *digits)
+    workspace = Workspace(tmp_path / "work")
+    fetch(asked, workspace, {})
+    convert_and_prove(asked, workspace)
+    summary = publish(asked, workspace, {})
+    assert summary.parity is not None
+    assert summary.parity.samples == 128
+    assert (summary.parity.top1_agreement or 0) >= 0.95
+    assert "(at least 0.9)" in summary.parity.message
+
+    model = onnx.load(workspace.output / MODEL)
+    assert {tensor.type for tensor in onnxruntime.InferenceSession(workspace.output / MODEL).get_inputs()} == {"tensor(float)"}
+    weights = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1]
+    assert len(weights) == 5, "every convolution and every full connection"
+    scales = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer if tensor.name.endswith("c1.weight_scale")}
+    assert list(scales.values()) == [[6]], "a scale for each channel"
+
+    golden = load_golden(workspace.output / GOLDEN)
+    pictures = {picture.tobytes() for picture in digits[1]}
+    assert all(picture.tobytes() in pictures for picture in golden.inputs["image"]), "golden samples are real ones"
+    # The whole file, asked as a pod is: by the rule and the tolerance that the manifest carries.
+    answers = run_all(workspace.output / MODEL, golden.inputs["image"])
+    assert judge([Answers(golden.outputs, {"logits": answers}, "")], asked.tolerance).top1_agreement == 1
+
+
+def run_all(path: Path, images: Any) -> Any:
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(["logits"], {"image": images})[0]
+
+
+def test_samples_that_the_network_never_sees_make_an_int8_that_fails(digits: Any, tmp_path: Path) -> None:
+    """The control: calibrated on next to nothing, every activation is clipped, and the gate says by how much it is off."""
+    weights, images = digits
+    asked = int8_request(tmp_path, weights, images)
+    workspace = Workspace(tmp_path / "work")
+    fetch(asked, workspace, {})
+    narrow = partial(module.lower_precision, asked.conversion)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "perch_exporter.convert.lower_precision", lambda _, path, samples: narrow(path, {"image": samples["image"] * 0.05})
+        )
+        with pytest.raises(StepFailed, match=r"of the answers' spread.*this is INT8, conversion.precision: FP32") as caught:
+            convert_and_prove(asked, workspace)
+    assert caught.value.reason is Reason.PARITY_FAILED
+
+
+def test_a_calibration_set_of_a_few_samples_is_refused(digits: Any, tmp_path: Path) -> None:
+    weights, images = digits
+    asked = int8_request(tmp_path, weights, images[:15])
+    workspace = Workspace(tmp_path / "work")
+    fetch(asked, workspace, {})
+    with pytest.raises(StepFailed, match="has 15 samples, and 16 are the fewest") as caught:
+        convert_and_prove(asked, workspace)
+    assert caught.value.reason is Reason.DATASET_UNREADABLE
+
+
+def test_features_of_a_layer_in_int8_are_judged_by_distance_alone(digits: Any, tmp_path: Path) -> None:
+    features = [{"name": "features", "dataType": "FP32", "shape": [84]}]
+    asked = int8_request(tmp_path, *digits, architecture__layer="f6", outputs=features)
+    workspace = Workspace(tmp_path / "work")
+    fetch(asked, workspace, {})
+    convert_and_prove(asked, workspace)
+    summary = publish(asked, workspace, {})
+    assert summary.parity is not None
+    assert "same class" not in summary.parity.message
