@@ -354,6 +354,10 @@ LABELS_LIMIT = 128 * 1024
 """Most bytes of all labels: the request is an annotation of the Job, and those have 256 KiB in all."""
 
 
+class Accelerator(StrEnum):
+    TENSOR_RT = "TensorRT"
+
+
 class Triton(_Contract):
     """maxBatchSize 0: Triton neither batches nor bounds; clients send the batch as the first dimension either way."""
 
@@ -366,12 +370,22 @@ class Triton(_Contract):
     response_cache: bool = False
     config_overrides: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     """Protobuf text; `perch_exporter.triton_config` says what may stand in it."""
+    accelerator: Accelerator | None = None
+    """Who runs the graph in onnxruntime's place, as far as it can. TensorRT builds its engines when the first request comes."""
 
     @model_validator(mode="after")
     def _labels_have_room(self) -> Self:
         size = sum(len(label.encode()) for label in self.labels or ())
         if size > LABELS_LIMIT:
             raise ValueError(f"labels take {size:,} bytes, more than {LABELS_LIMIT:,}: shorten them")
+        return self
+
+    @model_validator(mode="after")
+    def _accelerated_on_a_gpu(self) -> Self:
+        if self.accelerator is not None and self.instance_kind is not InstanceKind.GPU:
+            raise ValueError(f"accelerator {self.accelerator} needs instanceKind GPU, not {self.instance_kind}")
+        if self.accelerator is not None and self.max_batch_size == 0:
+            raise ValueError("accelerator TensorRT needs maxBatchSize of 1 or more: engines are built up to a largest batch")
         return self
 
     @model_validator(mode="after")

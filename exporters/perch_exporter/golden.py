@@ -24,7 +24,7 @@ from perch_exporter.download import local_path
 from perch_exporter.failure import StepFailed, one_line
 from perch_exporter.parity import Answers, judge
 from perch_exporter.samples import Array, Golden, Tensors, data_type_of, load_golden
-from perch_exporter.triton_config import parse_config
+from perch_exporter.triton_config import builds_engines, parse_config
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,8 @@ PERIOD_SECONDS = 1.0
 _PROBE_TIMEOUT_SECONDS = 5.0
 # The first inference on a GPU loads kernels and tunes them; it may take most of a minute.
 _INFER_TIMEOUT_SECONDS = 120.0
+# TensorRT as an accelerator builds an engine then, which takes minutes.
+_BUILD_TIMEOUT_SECONDS = 1200.0
 
 # While Triton starts, its port refuses; by default gRPC then waits longer and longer before it tries again, up to two
 # minutes, in which a loaded model would go unseen.
@@ -59,11 +61,15 @@ class Readiness:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What init brought: the manifest, the golden samples, and the batch size that Triton takes at most (0: any)."""
+    """What init brought: the manifest, the golden samples, and the batch size that Triton takes at most (0: any).
+
+    `builds_engines`: Triton builds one where a batch is larger than any before, so the check asks for the largest there may be.
+    """
 
     manifest: Manifest
     golden: Golden
     max_batch_size: int
+    builds_engines: bool = False
 
     @classmethod
     def load(cls, root: Path) -> Artifact:
@@ -72,13 +78,15 @@ class Artifact:
             raise StepFailed(Reason.ARTIFACT_CORRUPT, f"{path} is not there; did the download run?")
         manifest = parse_manifest(path.read_bytes(), str(path))
         config = parse_config((root / local_path(f"model/{manifest.model_name}/config.pbtxt")).read_text())
-        return cls(manifest, load_golden(root / local_path(GOLDEN_KEY)), config.max_batch_size)
+        golden = load_golden(root / local_path(GOLDEN_KEY))
+        return cls(manifest, golden, config.max_batch_size, builds_engines(config))
 
 
 class TritonServer:
-    def __init__(self, address: str, manifest: Manifest) -> None:
+    def __init__(self, address: str, artifact: Artifact) -> None:
         self._client = triton.InferenceServerClient(address, channel_args=_CHANNEL)
-        self._model, self._version = manifest.model_name, str(manifest.version)
+        self._model, self._version = artifact.manifest.model_name, str(artifact.manifest.version)
+        self._timeout = _BUILD_TIMEOUT_SECONDS if artifact.builds_engines else _INFER_TIMEOUT_SECONDS
 
     def is_ready(self) -> bool:
         return bool(self._client.is_model_ready(self._model, self._version, client_timeout=_PROBE_TIMEOUT_SECONDS))
@@ -94,7 +102,7 @@ class TritonServer:
             tensors,
             model_version=self._version,
             outputs=[triton.InferRequestedOutput(name) for name in outputs],
-            client_timeout=_INFER_TIMEOUT_SECONDS,
+            client_timeout=self._timeout,
         )
         try:
             arrays = {name: answer.as_numpy(name) for name in outputs}
@@ -108,6 +116,8 @@ class TritonServer:
 def check(artifact: Artifact, server: Server) -> Readiness:
     """Replays every sample alone and in the largest batches that fit; raises InferenceServerException when cut off."""
     golden = artifact.golden
+    if artifact.builds_engines and artifact.max_batch_size > golden.samples:
+        golden = golden.repeated(artifact.max_batch_size)
     largest = min(golden.samples, artifact.max_batch_size or golden.samples)
     cases = [
         Answers(golden.outputs, _replay(golden, server, batch), f"{golden.samples} samples in batches of {batch}")
@@ -207,7 +217,7 @@ def run(artifact_root: Path, address: str, listen: tuple[str, int], stop: thread
     The failure is the termination message, which the operator shows; the kubelet starts the check again with growing delays.
     """
     artifact = Artifact.load(artifact_root)
-    gate = Gate(artifact, TritonServer(address, artifact.manifest))
+    gate = Gate(artifact, TritonServer(address, artifact))
     server = serve(gate, *listen)
     log.info("checking %s against %d golden samples", address, artifact.golden.samples)
     while not stop.is_set():

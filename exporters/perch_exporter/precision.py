@@ -8,7 +8,8 @@ sum or exponentiate many values. Single nodes stay where the golden samples show
 
 INT8: static quantization by onnxruntime's quantizer after its own preparation, which folds batch normalization into the layer
 before. Weights get a scale for each channel, activations one each from the least and greatest value over the calibration set;
-unsigned, since that is what x86's VNNI instructions multiply. Quantize and dequantize stand as nodes in the file (QDQ).
+unsigned, since that is what x86's VNNI instructions multiply, or signed and symmetric for TensorRT, which knows nothing else.
+Quantize and dequantize stand as nodes in the file (QDQ).
 """
 
 from __future__ import annotations
@@ -48,16 +49,22 @@ _ALL_TINY = 2.0**-8
 
 _BATCH = 8
 
+_TENSORRT_OPTIONS = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False, "DedicatedQDQPair": True}
+"""Zero points of 0, biases in FP32, and a pair of nodes for each reader: what TensorRT's explicit quantization asks for."""
 
-def lower_precision(conversion: Conversion, path: Path, samples: Tensors) -> None:
-    """Replaces the file at `path` by one of the conversion's precision. Raises ExportFailed."""
+
+def lower_precision(conversion: Conversion, path: Path, samples: Tensors, for_tensorrt: bool = False) -> None:
+    """Replaces the file at `path` by one of the conversion's precision. Raises ExportFailed.
+
+    for_tensorrt: INT8 as TensorRT reads it.
+    """
     if conversion.precision is Precision.FP32:
         return
     try:
         if conversion.precision is Precision.FP16:
             _to_fp16(path, samples)
         else:
-            _to_int8(path, samples)
+            _to_int8(path, samples, for_tensorrt)
     except Exception as error:
         raise StepFailed(
             Reason.EXPORT_FAILED,
@@ -79,7 +86,7 @@ def _to_fp16(path: Path, samples: Tensors) -> None:
     _save(model, path)
 
 
-def _to_int8(path: Path, samples: Tensors) -> None:
+def _to_int8(path: Path, samples: Tensors, for_tensorrt: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
         quant_pre_process(path, prepared)
@@ -89,8 +96,9 @@ def _to_int8(path: Path, samples: Tensors) -> None:
             Batches(samples),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            activation_type=QuantType.QUInt8,
+            activation_type=QuantType.QInt8 if for_tensorrt else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            extra_options=_TENSORRT_OPTIONS if for_tensorrt else {},
         )
         onnx.checker.check_model(quantized)
         shutil.copyfile(quantized, path)

@@ -52,6 +52,12 @@ class Golden:
     def samples(self) -> int:
         return len(next(iter(self.inputs.values())))
 
+    def repeated(self, samples: int) -> Golden:
+        """So many samples, over and over again."""
+        rows = np.arange(samples) % self.samples
+        inputs, outputs = ({name: array[rows] for name, array in arrays.items()} for arrays in (self.inputs, self.outputs))
+        return Golden(inputs, outputs)
+
 
 def sample_count(specs: Sequence[TensorSpec]) -> int:
     """As many as fit the budget, 4 to 16: 13 pictures of 3x224x224."""

@@ -17,6 +17,10 @@ _KINDS = {
 }
 
 
+_WORKSPACE_BYTES = 2**30
+"""GPU memory that TensorRT may use while it builds an engine."""
+
+
 _TIMEOUT_ACTIONS = {
     TimeoutAction.REJECT: pb.ModelQueuePolicy.REJECT,
     TimeoutAction.DELAY: pb.ModelQueuePolicy.DELAY,
@@ -51,6 +55,15 @@ def build_config(request: ExportRequest, sample_shapes: Sequence[Sequence[int]] 
         instance_group=[pb.ModelInstanceGroup(count=triton.instance_count, kind=_KINDS[triton.instance_kind])],
         version_policy=pb.ModelVersionPolicy(specific=pb.ModelVersionPolicy.Specific(versions=[request.version])),
     )
+    if triton.accelerator is not None:
+        config.optimization.execution_accelerators.gpu_execution_accelerator.add(
+            name="tensorrt",
+            parameters={
+                # What the file's own precision needs; TensorRT lowers nothing by itself then, but for nodes of an FP16 file.
+                "precision_mode": request.conversion.precision.value,
+                "max_workspace_size_bytes": str(_WORKSPACE_BYTES),
+            },
+        )
     if triton.dynamic_batching:
         config.dynamic_batching.CopyFrom(_batching(triton.dynamic_batching))
     if triton.labels:
@@ -64,6 +77,11 @@ def build_config(request: ExportRequest, sample_shapes: Sequence[Sequence[int]] 
         _merge(config, triton.config_overrides)
     text: str = text_format.MessageToString(config)
     return text
+
+
+def builds_engines(config: pb.ModelConfig) -> bool:
+    """Whether batches of sizes not seen before make Triton build, which takes minutes."""
+    return bool(config.optimization.execution_accelerators.gpu_execution_accelerator)
 
 
 def parse_config(text: str) -> pb.ModelConfig:

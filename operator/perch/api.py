@@ -594,6 +594,11 @@ class TritonModel(Model):
     model_config = ConfigDict(
         json_schema_extra=_rules(
             (
+                "!has(self.accelerator) || !has(self.instanceKind) || self.instanceKind != 'CPU'",
+                "accelerator TensorRT runs on a GPU alone: give instanceKind GPU or leave it out, or remove the accelerator",
+                ".instanceKind",
+            ),
+            (
                 "!has(self.dynamicBatching) || !has(self.maxBatchSize) || self.maxBatchSize > 1",
                 "dynamicBatching needs maxBatchSize above 1: raise maxBatchSize or remove dynamicBatching",
                 ".dynamicBatching",
@@ -645,6 +650,11 @@ class TritonModel(Model):
                 "name, backend, input, output and the like are written by Perch from the version's own fields: remove them",
             ),
         ),
+    )
+    accelerator: Literal["TensorRT"] | None = Field(
+        None,
+        description="TensorRT: Triton's ONNX backend hands the network to TensorRT on the GPU, in the file's precision. Each pod "
+        "builds its engines when it starts, for minutes, and is ready after. Needs nvidia.com/gpu in runtime.resources.limits.",
     )
 
 
@@ -1416,6 +1426,14 @@ class Spec(Model):
                 "judged: test with steps [{weight: 0, hold: Indefinite}] and no mirror, and remove match before the steps begin; "
                 "or give rollout.analysis.prometheus.requests and failures that leave them out",
                 ".traffic.match",
+            ),
+            (
+                "(has(self.runtime) && has(self.runtime.resources) && has(self.runtime.resources.limits) && "
+                "'nvidia.com/gpu' in self.runtime.resources.limits) || "
+                "!self.versions.exists(v, has(v.triton) && has(v.triton.accelerator))",
+                "triton.accelerator TensorRT runs on a GPU alone: set runtime.resources.limits to {nvidia.com/gpu: 1}, or remove "
+                "the accelerator",
+                ".runtime",
             ),
             (
                 "!has(self.rollout) || !has(self.rollout.surge) || self.rollout.surge != 'WithinReplicas' || "

@@ -77,6 +77,7 @@ def entry(version: int) -> dict[str, Any]:
             "warmup": True,
             "responseCache": True,
             "configOverrides": 'parameters { key: "intra_op_thread_count" value { string_value: "2" } }',
+            "accelerator": "TensorRT",
         },
     }
 
@@ -1009,6 +1010,26 @@ REFUSED_WHEN_CREATED = [
         put("versions/0/verification/parity/minimumTop1Agreement", "1.5"),
         f"{V}.verification.parity.minimumTop1Agreement",
         "a share from 0 to 1",
+    ),
+    Refusal(
+        "an accelerator has no GPU to run on",
+        both(drop("runtime/resources/limits/nvidia.com~gpu"), drop("runtime/resources/requests/nvidia.com~gpu")),
+        "spec.runtime",
+        "or remove the accelerator",
+        False,
+    ),
+    Refusal(
+        "an accelerator's instances are on the CPU",
+        put("versions/0/triton/instanceKind", "CPU"),
+        f"{V}.triton.instanceKind",
+        "or remove the accelerator",
+        False,
+    ),
+    Refusal(
+        "an accelerator is one that runs on CPUs",
+        put("versions/0/triton/accelerator", "OpenVINO"),
+        f"{V}.triton.accelerator",
+        'supported values: "TensorRT"',
     ),
     Refusal(
         "an opset is too old", put("versions/0/conversion/opset", 11), f"{V}.conversion.opset", "greater than or equal to 18"

@@ -84,7 +84,10 @@ def build_export_request(
             if accuracy
             else None,
         ),
-        triton=contract.Triton.model_validate(entry.triton.model_dump(mode="json", by_alias=True, exclude_none=True)),
+        triton=contract.Triton.model_validate(
+            entry.triton.model_dump(mode="json", by_alias=True, exclude_none=True)
+            | ({"instanceKind": "GPU"} if entry.triton.accelerator else {})
+        ),
         destination=_destination(identity, repository, entry.version, revision),
     )
 

@@ -85,6 +85,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         "labels take 256,000 bytes",
     ),
     ("no instances", {"triton__instanceCount": 0}, "triton.instanceCount"),
+    ("an accelerator on any device", {"triton__accelerator": "TensorRT"}, "needs instanceKind GPU, not AUTO"),
+    (
+        "an accelerator with batches of any size",
+        {"triton": {"maxBatchSize": 0, "accelerator": "TensorRT", "instanceKind": "GPU"}},
+        "needs maxBatchSize of 1 or more",
+    ),
     ("an unknown kind of instance", {"triton__instanceKind": "TPU"}, "triton.instanceKind"),
 ]
 

@@ -45,6 +45,20 @@ def artifact_root(tmp_path: Path) -> Path:
     return tmp_path / "pod"
 
 
+def test_a_server_that_builds_engines_is_asked_for_the_largest_batch_before_clients_can(tmp_path: Path) -> None:
+    triton = {"maxBatchSize": 9, "accelerator": "TensorRT", "instanceKind": "GPU"}
+    request = file_request(tmp_path, b"a checkpoint", triton=triton)
+    workspace = Workspace(tmp_path / "work")
+    hand_over(workspace)
+    summary = publish(request, workspace, {})
+    download(Location(uri=request.destination.uri), summary.artifact_digest or "", tmp_path / "pod", {})
+    artifact = Artifact.load(tmp_path / "pod")
+    assert artifact.builds_engines
+    server = StandIn()
+    assert look(Gate(artifact, server)).ready
+    assert server.batches == [1] * 9 + [9]
+
+
 class StandIn:
     """Answers as the checkpoint did, plus an error; counts the batches that it was asked for."""
 
@@ -184,7 +198,7 @@ def test_an_answer_that_cannot_be_read_leaves_the_pod_not_ready_and_alive(output
 
     artifact = Artifact.load(artifact_root)
     with serving(Faulty()) as address:
-        state = look(Gate(artifact, TritonServer(address, artifact.manifest)))
+        state = look(Gate(artifact, TritonServer(address, artifact)))
     assert not state.ready
     assert "its answer cannot be read" in state.sentence
 
@@ -195,7 +209,7 @@ def test_a_triton_that_comes_late_is_seen_soon(artifact_root: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     artifact = Artifact.load(artifact_root)
-    gate = Gate(artifact, TritonServer(f"127.0.0.1:{port}", artifact.manifest))
+    gate = Gate(artifact, TritonServer(f"127.0.0.1:{port}", artifact))
     late = time.monotonic() + 6  # long enough for gRPC's default to wait several seconds between tries
     while time.monotonic() < late:
         assert not look(gate).ready
@@ -217,7 +231,7 @@ def get(port: int, path: str) -> tuple[int, str]:
 
 def test_over_the_wire_and_http_the_pod_becomes_ready(artifact_root: Path, wire: str) -> None:
     artifact = Artifact.load(artifact_root)
-    gate = Gate(artifact, TritonServer(wire, artifact.manifest))
+    gate = Gate(artifact, TritonServer(wire, artifact))
     http = serve(gate, "127.0.0.1", 0)
     try:
         port = http.server_address[1]
@@ -234,7 +248,7 @@ def test_over_the_wire_and_http_the_pod_becomes_ready(artifact_root: Path, wire:
 
 def test_a_server_that_is_not_there_leaves_the_pod_not_ready_and_alive(artifact_root: Path) -> None:
     artifact = Artifact.load(artifact_root)
-    gate = Gate(artifact, TritonServer("127.0.0.1:1", artifact.manifest))
+    gate = Gate(artifact, TritonServer("127.0.0.1:1", artifact))
     state = look(gate)
     assert not state.ready
     assert "Triton does not answer" in state.sentence

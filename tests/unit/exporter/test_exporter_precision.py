@@ -222,6 +222,19 @@ def test_int8_goes_the_whole_way_and_agrees_on_real_samples(digits: Any, tmp_pat
     assert judge([Answers(golden.outputs, {"logits": answers}, "")], asked.tolerance).top1_agreement == 1
 
 
+def test_int8_for_tensorrt_is_signed_and_symmetric(digits: Any, tmp_path: Path) -> None:
+    triton = {"maxBatchSize": 8, "accelerator": "TensorRT", "instanceKind": "GPU"}
+    asked = int8_request(tmp_path, *digits, triton=triton)
+    workspace = Workspace(tmp_path / "work")
+    fetch(asked, workspace, {})
+    convert_and_prove(asked, workspace)
+    model = onnx.load(workspace.output / MODEL)
+    points = [tensor for tensor in model.graph.initializer if tensor.name.endswith("_zero_point")]
+    assert points
+    assert {tensor.data_type for tensor in points} == {onnx.TensorProto.INT8}
+    assert not any(onnx.numpy_helper.to_array(tensor).any() for tensor in points)
+
+
 def run_all(path: Path, images: Any) -> Any:
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(["logits"], {"image": images})[0]
 
@@ -235,7 +248,8 @@ def test_samples_that_the_network_never_sees_make_an_int8_that_fails(digits: Any
     narrow = partial(module.lower_precision, asked.conversion)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "perch_exporter.convert.lower_precision", lambda _, path, samples: narrow(path, {"image": samples["image"] * 0.05})
+            "perch_exporter.convert.lower_precision",
+            lambda _, path, samples, **more: narrow(path, {"image": samples["image"] * 0.05}, **more),
         )
         with pytest.raises(StepFailed, match=r"of the answers' spread.*this is INT8, conversion.precision: FP32") as caught:
             convert_and_prove(asked, workspace)

@@ -10,7 +10,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from perch_exporter.contract import DataType, Reason
 from perch_exporter.failure import StepFailed
-from perch_exporter.triton_config import build_config, parse_config
+from perch_exporter.triton_config import build_config, builds_engines, parse_config
 
 
 def config(**changes: Any) -> Any:
@@ -128,3 +128,14 @@ def test_overrides_are_refused(text: str, says: str) -> None:
     assert failed.value.reason is Reason.INVALID_REQUEST
     assert says in failed.value.message
     assert "triton.configOverrides" in failed.value.message
+
+
+def test_tensorrt_as_an_accelerator_is_told_the_files_precision() -> None:
+    triton = {"maxBatchSize": 8, "accelerator": "TensorRT", "instanceKind": "GPU"}
+    read = config(triton=triton, conversion__precision="FP16")
+    (accelerator,) = read.optimization.execution_accelerators.gpu_execution_accelerator
+    assert accelerator.name == "tensorrt"
+    assert accelerator.parameters["precision_mode"] == "FP16"
+    assert read.instance_group[0].kind == pb.ModelInstanceGroup.KIND_GPU
+    assert builds_engines(read)
+    assert not builds_engines(config())
