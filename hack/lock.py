@@ -22,8 +22,14 @@ IMAGES = HACK / "images"
 GPU_PACKAGES = re.compile(r"^(nvidia-[\w-]+|cuda-[\w-]+|triton)==", re.MULTILINE)
 
 
-def compile_lock(target: Path, *arguments: str | Path) -> None:
-    settings = ["--universal", "--python-version=3.11", "--generate-hashes", "--no-annotate", "--quiet"]
+# The Pythons of Triton images: 22.x to 24.10 have 3.10, ours 3.11, later ones 3.12, and those to come may have newer ones.
+PICTURE_PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+
+
+def compile_lock(
+    target: Path, *arguments: str | Path, pythons: tuple[str, ...] = ("--universal", "--python-version=3.11")
+) -> None:
+    settings = [*pythons, "--generate-hashes", "--no-annotate", "--quiet"]
     origin = "--custom-compile-command=python hack/lock.py"
     uv = Path(sys.executable).with_name("uv")
     command = [uv, "pip", "compile", *settings, origin, f"--output-file={target}", *sys.argv[1:], *arguments]
@@ -31,11 +37,11 @@ def compile_lock(target: Path, *arguments: str | Path) -> None:
     subprocess.run(list(map(str, command)), check=True)
 
 
-def compile_list(target: Path, requirements: list[str]) -> None:
+def compile_list(target: Path, requirements: list[str], **settings: tuple[str, ...]) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".in") as source:
         source.write("\n".join(requirements))
         source.flush()
-        compile_lock(target, source.name)
+        compile_lock(target, source.name, **settings)
 
 
 def without_gpu(lock: str) -> str:
@@ -59,6 +65,10 @@ def main() -> None:
     pyproject, convert = EXPORTERS / "pyproject.toml", EXPORTERS / "requirements-convert.txt"
     compile_lock(EXPORTERS / "requirements-artifacts.txt", "--extra=artifacts", pyproject)
     compile_lock(convert, "--extra=artifacts", "--extra=convert", pyproject)
+    for version in PICTURE_PYTHONS:
+        # pip reads markers as its own Python's, so each has a lock for itself.
+        pythons = (f"--python-version={version}", "--python-platform=x86_64-manylinux_2_28")
+        compile_list(EXPORTERS / "pillow" / f"{version}.txt", ["pillow>=12,<14"], pythons=pythons)
     (IMAGES / "requirements-convert-cpu.txt").write_text(without_gpu(convert.read_text()))
     compile_list(OPERATOR / "requirements.txt", operator_requirements())
     compile_list(HACK / "requirements.txt", operator_requirements() + read(ROOT)["dependency-groups"]["dev"])

@@ -28,18 +28,20 @@ from perch_exporter.store import Store
 from perch_exporter.workspace import MODEL, MODEL_DATA
 
 GOLDEN_KEY = "golden/golden.npz"
+PICTURES_KEY = "golden/pictures.npz"
 
 
 def config_key(request: ExportRequest) -> str:
-    return f"model/{request.model_name}/config.pbtxt"
+    """Of the network."""
+    return f"model/{request.network_name}/config.pbtxt"
 
 
 def model_key(request: ExportRequest) -> str:
-    return f"model/{request.model_name}/{request.version}/{MODEL}"
+    return f"model/{request.network_name}/{request.version}/{MODEL}"
 
 
 def model_data_key(request: ExportRequest) -> str:
-    return f"model/{request.model_name}/{request.version}/{MODEL_DATA}"
+    return f"model/{request.network_name}/{request.version}/{MODEL_DATA}"
 
 
 @dataclass(frozen=True)

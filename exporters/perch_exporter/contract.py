@@ -400,6 +400,60 @@ class Triton(_Contract):
         return self
 
 
+PREPROCESS, NETWORK, POSTPROCESS = "-preprocess", "-network", "-postprocess"
+"""What the names of an ensemble's inner models end with; they begin with the served name."""
+
+Side = Annotated[int, Field(ge=1, le=4096)]
+Sides = Annotated[tuple[Side, ...], Field(min_length=1, max_length=2)]
+Offset = Annotated[str, _text(r"^-?[0-9]+(\.[0-9]+)?([eE]-?[0-9]{1,2})?$", 24)]
+
+
+class Preprocessing(_Contract):
+    """Pictures in place of tensors, as torchvision's transforms make the ones of the others; `perch_exporter.pictures` does it.
+
+    One number of `resize` is the shorter side, two are height and width; of `center_crop` one is both.
+    """
+
+    decode: Literal["RGB", "L"] = "RGB"
+    resize: Sides | None = None
+    center_crop: Sides | None = None
+    interpolation: Literal["Bilinear", "Bicubic"] = "Bilinear"
+    mean: Annotated[tuple[Offset, ...], Field(min_length=1, max_length=3)] | None = None
+    std: Annotated[tuple[Tolerance, ...], Field(min_length=1, max_length=3)] | None = None
+    layout: Literal["CHW", "HWC"] = "CHW"
+
+    @model_validator(mode="after")
+    def _a_mean_and_a_std_for_each_channel(self) -> Self:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("preprocessing.mean and std belong together: give both, or neither")
+        channels = 3 if self.decode == "RGB" else 1
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != channels:
+                raise ValueError(f"preprocessing.{name} has {len(values)} numbers, and {self.decode} has {channels} channels")
+        if any(Decimal(value) <= 0 for value in self.std or ()):
+            raise ValueError("preprocessing.std divides, so its numbers are above 0")
+        if self.resize is not None and len(self.resize) == 1 and self.center_crop is None:
+            raise ValueError("resize by the shorter side leaves pictures of any length: add centerCrop, or give two numbers")
+        return self
+
+    def size(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Height and width of what comes out, where the network's input has this shape."""
+        height, width = shape[:2] if self.layout == "HWC" else shape[-2:]
+        return height, width
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        if len(shape) != 3 or shape[2 if self.layout == "HWC" else 0] != (3 if self.decode == "RGB" else 1):
+            return False
+        sides = self.center_crop or self.resize
+        wanted = self.size(shape)
+        return -1 not in wanted and (sides is None or wanted == (sides if len(sides) == 2 else sides * 2))
+
+
+class Postprocessing(_Contract):
+    top_k: Annotated[int, Field(ge=1, le=1000)]
+    softmax: bool = False
+
+
 CHECKPOINT = "checkpoint"
 SOURCE = "source"
 """Names of objects in the workspace."""
@@ -424,8 +478,15 @@ class ExportRequest(_Contract):
     outputs: Tensors
     conversion: Conversion = Conversion()
     verification: Verification = Verification()
+    preprocessing: Preprocessing | None = None
+    postprocessing: Postprocessing | None = None
     triton: Triton
     destination: Destination
+
+    @property
+    def network_name(self) -> str:
+        """Triton's name of the network itself: behind an ensemble it is not what clients call."""
+        return self.model_name if self.preprocessing is None else self.model_name + NETWORK
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -440,6 +501,25 @@ class ExportRequest(_Contract):
         labels = self.triton.labels
         if labels is not None and [tensor.shape for tensor in self.outputs] != [(len(labels),)]:
             raise ValueError(f"triton.labels has {len(labels)} names: the one output's shape must be [{len(labels)}]")
+        return self
+
+    @model_validator(mode="after")
+    def _pictures_become_the_input(self) -> Self:
+        if self.preprocessing is None:
+            if self.postprocessing is not None:
+                raise ValueError("postprocessing needs preprocessing: labels are answered to pictures")
+            return self
+        if len(self.inputs) != 1 or not self.preprocessing.fits(self.inputs[0].shape):
+            shapes = ", ".join(str(list(tensor.shape)) for tensor in self.inputs)
+            raise ValueError(f"what preprocessing makes of a picture is not the one input that the network takes, {shapes}")
+        if self.triton.max_batch_size == 0:
+            raise ValueError("preprocessing needs maxBatchSize of 1 or more")
+        if self.postprocessing is not None:
+            classes = [tensor.shape for tensor in self.outputs]
+            if len(classes) != 1 or len(classes[0]) != 1 or classes[0][0] < self.postprocessing.top_k:
+                raise ValueError(
+                    f"postprocessing needs one output [classes] of at least topK {self.postprocessing.top_k} classes"
+                )
         return self
 
     @model_validator(mode="after")

@@ -36,11 +36,12 @@ from perch_exporter.contract import (
     Reference,
     TensorSpec,
 )
-from perch_exporter.datasets import FEWEST_CALIBRATION, MOST_CALIBRATION, open_data_set
+from perch_exporter.datasets import FEWEST_CALIBRATION, MOST_CALIBRATION, Picked, open_data_set
 from perch_exporter.failure import StepFailed
 from perch_exporter.handover import has_dynamic_sizes
 from perch_exporter.onnx_file import check_onnx, check_signature
 from perch_exporter.onnx_session import ask, open_session
+from perch_exporter.picture_samples import make_pictures, prepare_pictures, save_pictures
 from perch_exporter.precision import lower_precision
 from perch_exporter.programs import export_script, load_program, load_script
 from perch_exporter.samples import (
@@ -56,7 +57,7 @@ from perch_exporter.samples import (
     surest,
 )
 from perch_exporter.user_code import UserCode, opened
-from perch_exporter.workspace import ANSWERS, CALIBRATED, GOLDEN, MODEL, OTHER, REFERENCE, Workspace
+from perch_exporter.workspace import ANSWERS, CALIBRATED, GOLDEN, MODEL, OTHER, PICTURES, REFERENCE, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def _convert(request: ExportRequest, workspace: Workspace, code: UserCode | None
 
 def _first_answers(request: ExportRequest, workspace: Workspace, reference: Ask) -> Classes:
     first = request.outputs[0].name
-    found = open_data_set(workspace.object(ACCURACY), request.inputs, classes=request.outputs[0].shape[0])
+    found = open_data_set(workspace.object(ACCURACY), request, labelled=True)
     return np.concatenate([reference(inputs)[first].argmax(axis=1) for inputs, _ in found.batches(_REFERENCE_BATCH)])
 
 
@@ -163,24 +164,40 @@ def _samples(request: ExportRequest, workspace: Workspace, reference: Ask) -> tu
     """
     count = sample_count(request.inputs)
     data = next((name for name in (CALIBRATION, SAMPLES, ACCURACY) if name in request.objects()), None)
-    if data is None:
-        golden, seconds = _answered(request, make_inputs(request.inputs, request.artifact_revision, count), reference)
-        return golden, None, seconds
-    there = open_data_set(workspace.object(data), request.inputs)
-    if data != CALIBRATION:
-        golden, seconds = _answered(request, there.pick(count), reference)
-        return golden, None, seconds
-    if there.samples < FEWEST_CALIBRATION:
-        raise StepFailed(
-            Reason.DATASET_UNREADABLE,
-            f"conversion.calibration has {there.samples} samples, and {FEWEST_CALIBRATION} are the fewest that tell a range; "
-            f"some hundred are better, of which {MOST_CALIBRATION} are used",
-        )
-    calibration, seconds = _answered(request, there.pick(MOST_CALIBRATION), reference)
-    scores = next((array for array in calibration.outputs.values() if array.ndim == 2 and array.shape[1] > 1), None)
-    chosen = np.arange(count) * calibration.samples // count if scores is None else surest(scores, count)
-    golden = Golden(_rows(calibration.inputs, chosen), _rows(calibration.outputs, chosen))
-    return golden, calibration, seconds * count / calibration.samples
+    picked = _made(request, count)
+    if data is not None:
+        there = open_data_set(workspace.object(data), request)
+        if data == CALIBRATION and there.samples < FEWEST_CALIBRATION:
+            raise StepFailed(
+                Reason.DATASET_UNREADABLE,
+                f"conversion.calibration has {there.samples} samples, and {FEWEST_CALIBRATION} are the fewest that tell a range; "
+                f"some hundred are better, of which {MOST_CALIBRATION} are used",
+            )
+        real = there.pick(MOST_CALIBRATION if data == CALIBRATION else count)
+        # What is replayed to an ensemble are pictures; of arrays nobody knows the pictures.
+        if request.preprocessing is None or real.pictures:
+            picked = real
+        elif data == CALIBRATION:
+            raise StepFailed(
+                Reason.DATASET_UNREADABLE,
+                "conversion.calibration holds arrays; with preprocessing INT8 is proven on pictures: give a zip or tar of them",
+            )
+    answered, seconds = _answered(request, picked.inputs, reference)
+    chosen = np.arange(answered.samples)
+    if data == CALIBRATION:
+        scores = next((array for array in answered.outputs.values() if array.ndim == 2 and array.shape[1] > 1), None)
+        chosen = np.arange(count) * answered.samples // count if scores is None else surest(scores, count)
+    if picked.pictures:
+        save_pictures([picked.pictures[place] for place in chosen], workspace.output / PICTURES)
+    golden = Golden(_rows(answered.inputs, chosen), _rows(answered.outputs, chosen))
+    return golden, answered if data == CALIBRATION else None, seconds * len(chosen) / answered.samples
+
+
+def _made(request: ExportRequest, count: int) -> Picked:
+    if request.preprocessing is None:
+        return Picked(make_inputs(request.inputs, request.artifact_revision, count))
+    pictures = make_pictures(request.preprocessing, request.inputs[0], request.artifact_revision, count)
+    return Picked(prepare_pictures(pictures, request.preprocessing, request.inputs[0]), tuple(pictures))
 
 
 def _rows(arrays: Tensors, chosen: npt.NDArray[np.intp]) -> dict[str, Array]:

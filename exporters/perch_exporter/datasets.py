@@ -1,26 +1,35 @@
-"""Data sets: samples, with labels or without, that somebody put into a bucket. numpy only, and never a pickle.
+"""Data sets: samples, with labels or without, that somebody put into a bucket. Never a pickle, and nothing is unpacked to disk.
 
-The form is numpy's npz (numpy.savez, compressed or not): one array for each input, [samples, *shape] in the input's data type,
-and where labels are needed one named `labels`, whole numbers from 0, [samples]. It is read in batches from the archive as it lies
-there: a data set may be larger than memory, and what a compressed one unpacks to never lies anywhere as a whole.
+Two forms, told apart by what is in the file:
+
+- numpy's npz (numpy.savez, compressed or not): one array for each input, [samples, *shape] in the input's data type, and where
+  labels are needed one named `labels`, whole numbers from 0, [samples].
+- Where the version takes pictures (`preprocessing`), a zip or tar of JPEGs and PNGs. Their labels are the folders that they lie
+  in, as torchvision's ImageFolder has it: a name of triton.labels, a class's number, or else the place among the sorted names,
+  where there are as many folders as classes. Hidden files and macOS' own are passed over.
+
+Both are read in batches from the archive as it lies there: a data set may be larger than memory, and what a compressed one
+unpacks to never lies anywhere as a whole.
 """
 
 from __future__ import annotations
 
 import math
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from perch_exporter.contract import Reason, TensorSpec
+from perch_exporter.contract import ExportRequest, Preprocessing, Reason, TensorSpec
 from perch_exporter.failure import StepFailed
+from perch_exporter.picture_samples import prepare_pictures
 from perch_exporter.samples import NAMES, Array, Tensors, fits
 
 LABELS = "labels"
@@ -28,22 +37,61 @@ FEWEST_CALIBRATION, MOST_CALIBRATION = 16, 128
 _MOST_SAMPLES = 10_000_000
 _PICKED_FROM, _PICK_BATCH = 10_000, 64
 _LONGEST_HEADER = 10_000
+_PICTURE_BYTES = 32 * 2**20
+_MOST_PICTURES = 1_000_000
+_PICTURES = (".jpg", ".jpeg", ".png")
 
 Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class DataSet:
-    """`batches` reads it from the beginning, and raises DataSetUnreadable, which names the array and what is wrong."""
+class Picked:
+    """Some samples of a set, and the pictures that they were made of, where it has any."""
 
+    inputs: Tensors
+    pictures: tuple[bytes, ...] = ()
+
+
+class DataSet(Protocol):
+    """Each of these reads the file from its beginning, and raises DatasetUnreadable, which names what is wrong in it."""
+
+    @property
+    def samples(self) -> int: ...
+
+    def batches(self, size: int) -> Iterator[tuple[Tensors, Labels]]:
+        """All samples, `size` at a time: the inputs by name, and the labels, none where none were asked for."""
+
+    def pick(self, count: int) -> Picked:
+        """So many samples from all over the set: in a sorted one, neighbours are of one class."""
+
+
+def open_data_set(path: Path, request: ExportRequest, *, labelled: bool = False) -> DataSet:
+    """`labelled`: labels are needed, below the number of classes of the first output."""
+    classes = request.outputs[0].shape[0] if labelled else None
+    with _reading():
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(name.endswith(".npy") for name in archive.namelist()):
+                    return _open_arrays(path, request.inputs, classes)
+        if request.preprocessing is None:
+            raise _unreadable("it is no npz; pictures are read where the version has preprocessing")
+        return _open_pictures(path, request, classes)
+
+
+# --- arrays --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Arrays:
     path: Path
     specs: tuple[TensorSpec, ...]
     samples: int
     labelled: bool
 
-    def batches(self, size: int, limit: int | None = None) -> Iterator[tuple[Tensors, Labels]]:
-        """Up to `limit` samples, `size` at a time: the inputs by name, and the labels, none where none were asked for."""
-        left = self.samples if limit is None else min(limit, self.samples)
+    def batches(self, size: int) -> Iterator[tuple[Tensors, Labels]]:
+        return self._batches(size, self.samples)
+
+    def _batches(self, size: int, left: int) -> Iterator[tuple[Tensors, Labels]]:
         with ExitStack() as stack, _reading():
             archive = stack.enter_context(zipfile.ZipFile(self.path))
             names = [spec.name for spec in self.specs] + ([LABELS] if self.labelled else [])
@@ -55,19 +103,18 @@ class DataSet:
                 yield parts, labels
                 left -= count
 
-    def pick(self, count: int) -> Tensors:
-        """So many samples from all over the set (its first _PICKED_FROM): in a sorted one, neighbours are of one class."""
+    def pick(self, count: int) -> Picked:
         there = min(self.samples, _PICKED_FROM)
-        wanted = np.unique(np.linspace(0, there - 1, min(count, there)).astype(np.int64))
+        wanted = _spaced(there, count)
         found: dict[str, list[Array]] = {spec.name: [] for spec in self.specs}
         place = 0
-        for inputs, _ in self.batches(_PICK_BATCH, there):
+        for inputs, _ in self._batches(_PICK_BATCH, there):
             size = len(next(iter(inputs.values())))
             rows = wanted[(wanted >= place) & (wanted < place + size)] - place
             for name, array in inputs.items():
                 found[name].append(array[rows])
             place += size
-        return {name: np.concatenate(parts) for name, parts in found.items()}
+        return Picked({name: np.concatenate(parts) for name, parts in found.items()})
 
 
 @dataclass(frozen=True)
@@ -77,14 +124,14 @@ class _Member:
     dtype: np.dtype[Any]
 
 
-def open_data_set(path: Path, specs: Sequence[TensorSpec], classes: int | None = None) -> DataSet:
-    """Looks at the arrays' headers alone. `classes`: labels are needed, below that number."""
+def _open_arrays(path: Path, specs: Sequence[TensorSpec], classes: int | None) -> _Arrays:
+    """Looks at the arrays' headers, and at the labels."""
     wanted = [spec.name for spec in specs] + ([LABELS] if classes is not None else [])
-    with ExitStack() as stack, _reading():
+    with ExitStack() as stack:
         archive = stack.enter_context(zipfile.ZipFile(path))
         there = sorted(name.removesuffix(".npy") for name in archive.namelist())
         if missing := [name for name in wanted if name not in there]:
-            raise _unreadable(f"it has no array {' and no '.join(missing)}; it has {', '.join(there[:8])[:300] or 'nothing'}")
+            raise _unreadable(f"it has no array {' and no '.join(missing)}; it has {', '.join(there[:8])[:300]}")
         members = {name: _open(archive, name, stack) for name in wanted}
         counts = {name: member.shape[0] if member.shape else 0 for name, member in members.items()}
         samples = counts[wanted[0]]
@@ -99,7 +146,7 @@ def open_data_set(path: Path, specs: Sequence[TensorSpec], classes: int | None =
                 )
         if classes is not None:
             _check_labels(members[LABELS], samples, classes)
-    return DataSet(path, tuple(specs), samples, classes is not None)
+    return _Arrays(path, tuple(specs), samples, classes is not None)
 
 
 def _check_labels(member: _Member, samples: int, classes: int) -> None:
@@ -142,14 +189,160 @@ def _rows(name: str, member: _Member, count: int) -> Array:
     return rows
 
 
+# --- pictures ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    path: Path
+    asked: Preprocessing
+    spec: TensorSpec
+    names: tuple[str, ...]
+    labels: tuple[int, ...]
+    """As many as names, or none."""
+
+    @property
+    def samples(self) -> int:
+        return len(self.names)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensors, Labels]]:
+        with _reading(), _opened(self.path) as archive:
+            for start in range(0, self.samples, size):
+                names = self.names[start : start + size]
+                yield self._prepare(names, [archive.read(name) for name in names]), self._labels(start, start + size)
+
+    def pick(self, count: int) -> Picked:
+        names = [self.names[place] for place in _spaced(self.samples, count)]
+        with _reading(), _opened(self.path) as archive:
+            pictures = [archive.read(name) for name in names]
+        return Picked(self._prepare(names, pictures), tuple(pictures))
+
+    def _labels(self, start: int, end: int) -> Labels:
+        return np.array(self.labels[start:end], np.int64)
+
+    def _prepare(self, names: Sequence[str], pictures: Sequence[bytes]) -> Tensors:
+        try:
+            return prepare_pictures(pictures, self.asked, self.spec)
+        except ValueError:
+            for name, picture in zip(names, pictures, strict=True):
+                try:
+                    prepare_pictures([picture], self.asked, self.spec)
+                except ValueError as error:
+                    raise _unreadable(f"{name[-100:]}: {error}") from error
+            raise
+
+
+class _Archive(Protocol):
+    def pictures(self) -> list[str]:
+        """The names of its regular files, but for hidden ones."""
+
+    def read(self, name: str) -> bytes: ...
+
+
+class _Zip:
+    def __init__(self, file: zipfile.ZipFile) -> None:
+        self._file = file
+
+    def pictures(self) -> list[str]:
+        return _wanted((entry.filename, entry.file_size) for entry in self._file.infolist() if not entry.is_dir())
+
+    def read(self, name: str) -> bytes:
+        return self._file.read(name)
+
+
+class _Tar:
+    def __init__(self, file: tarfile.TarFile) -> None:
+        self._file = file
+
+    def pictures(self) -> list[str]:
+        """What is no regular file (links, devices) is passed over with the folders, and never followed."""
+        return _wanted((entry.name, entry.size) for entry in self._file if entry.isreg())
+
+    def read(self, name: str) -> bytes:
+        stream = self._file.extractfile(self._file.getmember(name))
+        return stream.read() if stream else b""
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_Archive]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            yield _Zip(file)
+    else:
+        with tarfile.open(path) as tar:
+            yield _Tar(tar)
+
+
+def _wanted(entries: Iterator[tuple[str, int]]) -> list[str]:
+    names = []
+    for name, size in entries:
+        parts = PurePosixPath(name).parts
+        if any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in parts):
+            continue
+        if not name.lower().endswith(_PICTURES):
+            raise _unreadable(f"{name[-100:]} is neither JPEG nor PNG by its name")
+        if size > _PICTURE_BYTES:
+            raise _unreadable(f"{name[-100:]} has {size:,} bytes, more than {_PICTURE_BYTES:,}")
+        names.append(name)
+        if len(names) > _MOST_PICTURES:
+            raise _unreadable(f"it has more than {_MOST_PICTURES:,} pictures")
+    return sorted(names)
+
+
+def _open_pictures(path: Path, request: ExportRequest, classes: int | None) -> _Pictures:
+    if request.preprocessing is None:  # who calls has asked
+        raise ValueError("pictures without preprocessing")
+    with _opened(path) as archive:
+        names = archive.pictures()
+    if not names:
+        raise _unreadable("there are no pictures in it")
+    if len(set(names)) != len(names):
+        raise _unreadable("it has a name twice")
+    labels = () if classes is None else _labels_of(names, request.triton.labels, classes)
+    return _Pictures(path, request.preprocessing, request.inputs[0], tuple(names), labels)
+
+
+def _labels_of(names: Sequence[str], known: Sequence[str] | None, classes: int) -> tuple[int, ...]:
+    folders = [PurePosixPath(name).parent.name for name in names]
+    different = sorted(set(folders))
+    if known and set(different) <= set(known):
+        numbers = {folder: list(known).index(folder) for folder in different}
+    elif all(folder.isascii() and folder.isdigit() for folder in different):
+        numbers = {folder: int(folder) for folder in different}
+    elif len(different) == classes:
+        numbers = {folder: place for place, folder in enumerate(different)}
+    else:
+        shown = ", ".join(folder[:40] or "none" for folder in different[:5])
+        raise _unreadable(
+            f"its pictures lie in {len(different)} folders ({shown}), and there are {classes} classes: name the folders by "
+            "triton.labels or by the classes' numbers, or have one for each class"
+        )
+    if beyond := [folder for folder, number in numbers.items() if number >= classes]:
+        raise _unreadable(f"folder {beyond[0][:40]} is beyond the classes 0 to {classes - 1}")
+    return tuple(numbers[folder] for folder in folders)
+
+
+# --- both ----------------------------------------------------------------------------------------------------------------
+
+
+def _spaced(there: int, count: int) -> npt.NDArray[np.int64]:
+    return np.unique(np.linspace(0, there - 1, min(count, there)).astype(np.int64))
+
+
+_BROKEN = (
+    *(OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, tarfile.TarError),
+)
+
+
 @contextmanager
 def _reading() -> Iterator[None]:
     """Turns whatever a broken file leads its readers to into one sentence."""
     try:
         yield
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error) as error:
+    except _BROKEN as error:
         raise _unreadable(f"{type(error).__name__}: {error}") from error
 
 
 def _unreadable(why: str) -> StepFailed:
-    return StepFailed(Reason.DATASET_UNREADABLE, f"the data set is not an npz file as it is needed: {why}")
+    return StepFailed(Reason.DATASET_UNREADABLE, f"the data set cannot be used: {why}")

@@ -14,8 +14,8 @@ from pathlib import Path
 from perch_exporter.artifact import published, sha256_of
 from perch_exporter.contract import ExportRequest, Object, Outcome, Reason
 from perch_exporter.failure import StepFailed
+from perch_exporter.model_files import check_request
 from perch_exporter.store import checkpoint_credentials, open_object, open_store, repository_credentials
-from perch_exporter.triton_config import build_config
 from perch_exporter.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def fetch(request: ExportRequest, workspace: Workspace, environment: Mapping[str
         workspace.write_published(found.summary(request.destination.uri, Outcome.ALREADY_PUBLISHED))
         log.info("already published as %s, nothing to do", found.digest)
         return
-    build_config(request)  # what it refuses, it refuses before minutes of work
+    check_request(request)  # what it refuses, it refuses before minutes of work
     for name, wanted in request.objects().items():
         _fetch_object(name, wanted, workspace.object(name), environment)
     workspace.write_fetch_seconds(time.monotonic() - started)

@@ -9,21 +9,23 @@ from __future__ import annotations
 import http.server
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from perch_exporter.artifact import GOLDEN_KEY, parse_manifest
-from perch_exporter.contract import Manifest, Reason, Verdict
+from perch_exporter.artifact import GOLDEN_KEY, PICTURES_KEY, parse_manifest
+from perch_exporter.contract import NETWORK, Manifest, Reason, Verdict
 from perch_exporter.download import local_path
 from perch_exporter.failure import StepFailed, one_line
 from perch_exporter.parity import Answers, judge
-from perch_exporter.samples import Array, Golden, Tensors, data_type_of, load_golden
+from perch_exporter.picture_check import PictureCheck
+from perch_exporter.picture_samples import load_pictures
+from perch_exporter.samples import Array, Golden, data_type_of, load_golden
 from perch_exporter.triton_config import builds_engines, parse_config
 
 log = logging.getLogger(__name__)
@@ -50,7 +52,8 @@ class Server(Protocol):
 
     def is_ready(self) -> bool: ...
 
-    def infer(self, inputs: Tensors, outputs: list[str]) -> dict[str, Array]: ...
+    def infer(self, inputs: Mapping[str, Any], outputs: list[str]) -> dict[str, Any]:
+        """Arrays of objects are bytes, all others FP32."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,9 @@ class Artifact:
     manifest: Manifest
     golden: Golden
     max_batch_size: int
+    network: str
+    """Triton's name of what takes the samples: behind an ensemble it is not the served name."""
+    pictures: PictureCheck | None = None
     builds_engines: bool = False
 
     @classmethod
@@ -77,24 +83,30 @@ class Artifact:
         if not path.exists():
             raise StepFailed(Reason.ARTIFACT_CORRUPT, f"{path} is not there; did the download run?")
         manifest = parse_manifest(path.read_bytes(), str(path))
-        config = parse_config((root / local_path(f"model/{manifest.model_name}/config.pbtxt")).read_text())
+        models = root / local_path("model/")
+        pictured = PICTURES_KEY in manifest.files
+        network = manifest.model_name + NETWORK if pictured else manifest.model_name
+        config = parse_config((models / network / "config.pbtxt").read_text())
         golden = load_golden(root / local_path(GOLDEN_KEY))
-        return cls(manifest, golden, config.max_batch_size, builds_engines(config))
+        check = None
+        if pictured:
+            pictures = load_pictures(root / local_path(PICTURES_KEY), golden.samples)
+            check = PictureCheck.load(models, manifest.model_name, pictures)
+        return cls(manifest, golden, config.max_batch_size, network, check, builds_engines(config))
 
 
 class TritonServer:
-    def __init__(self, address: str, artifact: Artifact) -> None:
+    def __init__(self, address: str, model: str, version: int, timeout: float = _INFER_TIMEOUT_SECONDS) -> None:
         self._client = triton.InferenceServerClient(address, channel_args=_CHANNEL)
-        self._model, self._version = artifact.manifest.model_name, str(artifact.manifest.version)
-        self._timeout = _BUILD_TIMEOUT_SECONDS if artifact.builds_engines else _INFER_TIMEOUT_SECONDS
+        self._model, self._version, self._timeout = model, str(version), timeout
 
     def is_ready(self) -> bool:
         return bool(self._client.is_model_ready(self._model, self._version, client_timeout=_PROBE_TIMEOUT_SECONDS))
 
-    def infer(self, inputs: Tensors, outputs: list[str]) -> dict[str, Array]:
+    def infer(self, inputs: Mapping[str, Any], outputs: list[str]) -> dict[str, Any]:
         tensors = []
         for name, array in inputs.items():
-            tensor = triton.InferInput(name, list(array.shape), str(data_type_of(array)))
+            tensor = triton.InferInput(name, list(array.shape), str(data_type_of(array) or "BYTES"))
             tensor.set_data_from_numpy(np.ascontiguousarray(array))
             tensors.append(tensor)
         answer = self._client.infer(
@@ -113,9 +125,13 @@ class TritonServer:
         return arrays
 
 
-def check(artifact: Artifact, server: Server) -> Readiness:
-    """Replays every sample alone and in the largest batches that fit; raises InferenceServerException when cut off."""
+def check(artifact: Artifact, server: Server, front: Server | None = None) -> Readiness:
+    """Replays every sample alone and in the largest batches that fit; raises InferenceServerException when cut off.
+
+    `front`: the ensemble before the network, where there is one. It gets the pictures that the samples were made of.
+    """
     golden = artifact.golden
+    most = min(golden.samples, artifact.max_batch_size or golden.samples)
     if artifact.builds_engines and artifact.max_batch_size > golden.samples:
         golden = golden.repeated(artifact.max_batch_size)
     largest = min(golden.samples, artifact.max_batch_size or golden.samples)
@@ -125,6 +141,10 @@ def check(artifact: Artifact, server: Server) -> Readiness:
     ]
     parity = judge(cases, artifact.manifest.tolerance)
     whose = f"{artifact.manifest.model_name} version {artifact.manifest.version}"
+    if parity.verdict is Verdict.PASSED and artifact.pictures and front:
+        wrong = artifact.pictures.check(artifact.golden, front.infer, most, artifact.manifest.tolerance)
+        if wrong:
+            return Readiness(False, f"{whose} does not answer to pictures as its checkpoint does: {wrong}")
     if parity.verdict is Verdict.PASSED:
         return Readiness(True, f"{whose} answers as its checkpoint does: {parity.message}")
     return Readiness(False, f"{whose} does not answer as its checkpoint does: {parity.message}")
@@ -144,6 +164,7 @@ class Gate:
 
     artifact: Artifact
     server: Server
+    front: Server | None = None
     _state: Readiness = Readiness(False, "waiting for Triton to load the model")
     _judged: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -162,10 +183,10 @@ class Gate:
     def look(self) -> None:
         """One pass: is the model there, and has it proven itself since it came?"""
         try:
-            if not self.server.is_ready():
+            if not all(server.is_ready() for server in (self.server, self.front) if server):
                 self._set(Readiness(False, "waiting for Triton to load the model"), judged=False)
             elif not self._judged:
-                self._set(check(self.artifact, self.server), judged=True)
+                self._set(check(self.artifact, self.server, self.front), judged=True)
         except InferenceServerException as error:
             self._set(Readiness(False, one_line(f"Triton does not answer: {error.message()}")), judged=False)
 
@@ -217,7 +238,10 @@ def run(artifact_root: Path, address: str, listen: tuple[str, int], stop: thread
     The failure is the termination message, which the operator shows; the kubelet starts the check again with growing delays.
     """
     artifact = Artifact.load(artifact_root)
-    gate = Gate(artifact, TritonServer(address, artifact))
+    version = artifact.manifest.version
+    timeout = _BUILD_TIMEOUT_SECONDS if artifact.builds_engines else _INFER_TIMEOUT_SECONDS
+    front = TritonServer(address, artifact.manifest.model_name, version, timeout) if artifact.pictures else None
+    gate = Gate(artifact, TritonServer(address, artifact.network, version, timeout), front)
     server = serve(gate, *listen)
     log.info("checking %s against %d golden samples", address, artifact.golden.samples)
     while not stop.is_set():

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from perch_exporter.contract import Checkpoint, ExportRequest, Reason
 from perch_exporter.failure import StepFailed
+from perch_exporter.picture_samples import PICTURES_LIMIT
 from perch_exporter.samples import GOLDEN_LIMIT
-from perch_exporter.workspace import ANSWERS, CALIBRATED, FIGURES, GOLDEN, MODEL, MODEL_DATA, OTHER, REFERENCE, REPORT
+from perch_exporter.workspace import ANSWERS, CALIBRATED, FIGURES, GOLDEN, MODEL, MODEL_DATA, OTHER, PICTURES, REFERENCE, REPORT
 
 _OPTIONAL = {MODEL_DATA}
 REPORT_LIMIT = 8 * 2**20
@@ -25,6 +26,8 @@ def handed_over(request: ExportRequest) -> dict[str, int]:
     limits = {MODEL: 2**31, MODEL_DATA: Checkpoint.LIMIT, GOLDEN: GOLDEN_LIMIT, REFERENCE: 64 * 1024}
     if has_dynamic_sizes(request):
         limits[OTHER] = GOLDEN_LIMIT
+    if request.preprocessing is not None:
+        limits[PICTURES] = PICTURES_LIMIT
     if request.conversion.calibration is not None:
         limits[CALIBRATED] = GOLDEN_LIMIT
     if request.verification.accuracy is not None:

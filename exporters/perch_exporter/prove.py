@@ -119,7 +119,7 @@ def _ask_all(request: ExportRequest, session: onnxruntime.InferenceSession, gold
         sizes = ", ".join(f"{name} of {list(array.shape[1:])}" for name, array in other.inputs.items())
         cases.append(_case(request, session, other, other.samples, f" with {sizes}"))
     if request.conversion.calibration is not None:
-        inputs = open_data_set(workspace.object(CALIBRATION), request.inputs).pick(MOST_CALIBRATION)
+        inputs = open_data_set(workspace.object(CALIBRATION), request).pick(MOST_CALIBRATION).inputs
         calibrated = Golden(inputs, load_golden(output / CALIBRATED).outputs)
         cases.append(_case(request, session, calibrated, _CALIBRATED_BATCH, " of the calibration set"))
     return cases
@@ -160,7 +160,7 @@ def _measure(request: ExportRequest, session: onnxruntime.InferenceSession, work
     if gate is None:
         return None
     first, classes = request.outputs[0].name, request.outputs[0].shape[0]
-    found = open_data_set(workspace.object(ACCURACY), request.inputs, classes=classes)
+    found = open_data_set(workspace.object(ACCURACY), request, labelled=True)
     told = _first_answers(workspace.output / ANSWERS, found.samples)
     tally, worst = Tally(classes), _Worst()
     for inputs, labels in found.batches(_BATCH):
@@ -171,8 +171,9 @@ def _measure(request: ExportRequest, session: onnxruntime.InferenceSession, work
     log.info("accuracy %s: %s", accuracy.verdict, accuracy.message)
     if accuracy.verdict is not Verdict.PASSED and gate.on_failure is OnFailure.BLOCK:
         raise _accuracy_failure(accuracy)
+    names = request.triton.labels
     rows = [
-        ClassRow(str(number), int(samples), int(right))
+        ClassRow(names[number] if names else str(number), int(samples), int(right))
         for number, (samples, right) in enumerate(zip(tally.of_class, tally.correct_of_class, strict=True))
         if samples
     ]

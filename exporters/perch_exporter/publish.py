@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from perch_exporter.accuracy import judge_accuracy
 from perch_exporter.artifact import (
     GOLDEN_KEY,
+    PICTURES_KEY,
     Published,
     claimed,
     digest_of,
@@ -43,9 +44,10 @@ from perch_exporter.contract import (
 from perch_exporter.handover import handed_over, inspect, proven, rejected
 from perch_exporter.model_files import build_model_files
 from perch_exporter.parity import Answers, judge, within
+from perch_exporter.picture_samples import load_pictures
 from perch_exporter.samples import Golden, Tensors, data_type_of, fits, load_golden
 from perch_exporter.store import Store, open_store, repository_credentials
-from perch_exporter.workspace import FIGURES, GOLDEN, MODEL, MODEL_DATA, REPORT, Workspace
+from perch_exporter.workspace import FIGURES, GOLDEN, MODEL, MODEL_DATA, PICTURES, REPORT, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +90,8 @@ def _upload(request: ExportRequest, workspace: Workspace, figures: Figures, made
     files = {model_key(request): output / MODEL, GOLDEN_KEY: output / GOLDEN, REPORT: workspace.proof / REPORT}
     if (output / MODEL_DATA).exists():
         files[model_data_key(request)] = output / MODEL_DATA
+    if request.preprocessing:
+        files[PICTURES_KEY] = output / PICTURES
     entries = {key: FileEntry(sha256=sha256_of(path), size=path.stat().st_size) for key, path in files.items()}
     entries |= {key: FileEntry(sha256=hashlib.sha256(content).hexdigest(), size=len(content)) for key, content in made.items()}
     for key, path in files.items():
@@ -126,6 +130,8 @@ def inspect_output(request: ExportRequest, workspace: Workspace) -> tuple[Figure
     golden = load_golden(workspace.output / GOLDEN)
     _inspect_tensors("inputs", request.inputs, golden.inputs, golden.samples)
     _inspect_tensors("outputs", request.outputs, golden.outputs, golden.samples)
+    if request.preprocessing:
+        load_pictures(workspace.output / PICTURES, golden.samples)
     _judge_again(figures, golden, request)
     return figures, golden
 

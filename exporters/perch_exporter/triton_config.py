@@ -47,7 +47,7 @@ def build_config(request: ExportRequest, sample_shapes: Sequence[Sequence[int]] 
     triton = request.triton
     batch = [] if triton.max_batch_size else [-1]
     config = pb.ModelConfig(
-        name=request.model_name,
+        name=request.network_name,
         backend="onnxruntime",
         max_batch_size=triton.max_batch_size,
         input=[pb.ModelInput(**_tensor(spec, batch)) for spec in request.inputs],
@@ -68,7 +68,7 @@ def build_config(request: ExportRequest, sample_shapes: Sequence[Sequence[int]] 
         config.dynamic_batching.CopyFrom(_batching(triton.dynamic_batching))
     if triton.labels:
         config.output[0].label_filename = LABELS
-    if triton.response_cache:
+    if triton.response_cache and request.preprocessing is None:  # else pictures are what is remembered
         config.response_cache.enable = True
     if triton.warmup:
         shapes = sample_shapes or [spec.shape for spec in request.inputs]

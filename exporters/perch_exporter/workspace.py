@@ -20,6 +20,8 @@ ANSWERS = "answers.npy"
 REFERENCE = "reference.json"
 
 FIGURES = "figures.json"
+PICTURES = "pictures.npz"
+"""Only where the version takes pictures."""
 REPORT = "report.html"
 
 

@@ -30,11 +30,11 @@ def main(networks: list[str]) -> int:
 def measure(name: str) -> None:
     import numpy as np
 
-    from perch_exporter.contract import Calibration, Conversion, Precision
+    from perch_exporter.contract import Conversion, DataSet, Precision
     from perch_exporter.precision import lower_precision
 
     images = np.random.default_rng(0).standard_normal((32, 3, SIZE, SIZE)).astype(np.float32)
-    calibration = Calibration(uri="file:///samples.npz", sha256="0" * 64)
+    calibration = DataSet(uri="file:///samples.npz", sha256="0" * 64)
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "FP32.onnx"
         export(name, images[:2], whole)

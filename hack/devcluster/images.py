@@ -57,7 +57,10 @@ class _Recipe:
 
 
 _ARTIFACTS_ENVIRONMENT = _Recipe(
-    "artifacts-environment", _EXPORTERS / "Dockerfile", _EXPORTERS, (_EXPORTERS / "requirements-artifacts.txt",)
+    "artifacts-environment",
+    _EXPORTERS / "Dockerfile",
+    _EXPORTERS,
+    (_EXPORTERS / "requirements-artifacts.txt", _EXPORTERS / "pillow"),
 )
 _CONVERT_ENVIRONMENT = _Recipe(
     "convert-environment",

@@ -51,6 +51,10 @@ _S3_SEGMENT = r"/[A-Za-z0-9!_.*'()=+@:-]+"
 _NO_DOT_SEGMENTS = _rules(
     (r'!self.matches(r"/\.{1,2}(/|$)")', "the path may not have . or .. as a part: name the object directly"),
 )
+_POSITIVE_STD = (
+    r'!self.matches(r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]{1,2})?$") || double(self) > 0.0',
+    'std divides: give a number above 0, such as "0.229"',
+)
 _POSITIVE = (
     r'!self.matches(r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]{1,2})?$") || double(self) > 0.0',
     "a tolerance of 0 is met by no export: give a small positive one such as 1e-4",
@@ -541,6 +545,77 @@ class QueuePolicy(Model):
     )
 
 
+Side = Annotated[int, Field(ge=1, le=4096, json_schema_extra={"format": "int32"})]
+_CHANNELS = "(has(self.decode) && self.decode == 'L' ? 1 : 3)"
+
+
+class Preprocessing(Model):
+    """From a picture's bytes to the network's tensor, as torchvision's transforms do it in training."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            (
+                "has(self.mean) == has(self.std)",
+                "mean and std belong together: give both, or neither",
+                ".mean",
+            ),
+            (
+                f"!has(self.mean) || self.mean.size() == {_CHANNELS}",
+                "give one mean for each channel: three for RGB, one for L",
+                ".mean",
+            ),
+            (
+                f"!has(self.std) || self.std.size() == {_CHANNELS}",
+                "give one std for each channel: three for RGB, one for L",
+                ".std",
+            ),
+            (
+                "!has(self.resize) || self.resize.size() == 2 || has(self.centerCrop)",
+                "resize by the shorter side leaves pictures of any length: add centerCrop, or give resize two numbers",
+                ".centerCrop",
+            ),
+        )
+    )
+    decode: Literal["RGB", "L"] | None = Field(None, description="Colours of the tensor: RGB (default), or L for grey.")
+    resize: list[Side] | None = Field(
+        None,
+        min_length=1,
+        max_length=2,
+        description="As torchvision's Resize: one number is the shorter side, two are height and width. Not resized if omitted.",
+    )
+    center_crop: list[Side] | None = Field(
+        None,
+        min_length=1,
+        max_length=2,
+        description="As torchvision's CenterCrop: one number for a square, or height and width. Not cropped if omitted.",
+    )
+    interpolation: Literal["Bilinear", "Bicubic"] | None = Field(
+        None, description="How resize weighs pixels; Bilinear, as torchvision's Resize, if omitted."
+    )
+    mean: list[SignedDecimal] | None = Field(
+        None,
+        min_length=1,
+        max_length=3,
+        description="As torchvision's Normalize, for pixels from 0 to 1: one for each channel, such as "
+        '["0.485", "0.456", "0.406"].',
+    )
+    std: list[Annotated[Decimal, Field(json_schema_extra=_rules(_POSITIVE_STD))]] | None = Field(
+        None, min_length=1, max_length=3, description='One for each channel, such as ["0.229", "0.224", "0.225"].'
+    )
+    layout: Literal["CHW", "HWC"] | None = Field(
+        None, description="Order of the tensor's dimensions; CHW, as PyTorch has it, if omitted."
+    )
+
+
+class Postprocessing(Model):
+    """From the network's output to the names of the best classes."""
+
+    top_k: int = Field(
+        ge=1, le=1000, json_schema_extra={"format": "int32"}, description="How many classes are answered, the best first."
+    )
+    softmax: bool = Field(False, description="Turn the network's output into shares of one: for networks that give logits.")
+
+
 class DynamicBatching(Model):
     model_config = ConfigDict(
         json_schema_extra=_rules(
@@ -658,6 +733,11 @@ class TritonModel(Model):
     )
 
 
+_CROP, _RESIZE = "self.preprocessing.centerCrop", "self.preprocessing.resize"
+_LAST = "has(self.preprocessing.layout) && self.preprocessing.layout == 'HWC'"
+_HEIGHT, _WIDTH, _DEPTH = (f"i.shape[{_LAST} ? {last} : {first}]" for last, first in ((0, 1), (1, 2), (2, 0)))
+
+
 class Version(Model):
     """One version of the model: its checkpoint, and how it is exported and served. Immutable while it is listed."""
 
@@ -677,6 +757,31 @@ class Version(Model):
                 "o.shape[0] == self.triton.labels.size())",
                 "triton.labels are the classes of the one output: give as many as its shape says, which must be [classes]",
                 ".triton.labels",
+            ),
+            (
+                "has(self.preprocessing) || !has(self.postprocessing)",
+                "postprocessing answers to pictures: add preprocessing, or remove postprocessing",
+                ".postprocessing",
+            ),
+            (
+                "!has(self.postprocessing) || self.outputs.size() == 1 && "
+                "self.outputs.all(o, o.shape.size() == 1 && o.shape[0] >= self.postprocessing.topK)",
+                "postprocessing ranks one output of shape [classes]: give outputs such a one, and a topK of at most its classes",
+                ".postprocessing",
+            ),
+            (
+                f"!has(self.preprocessing) || self.inputs.size() == 1 && self.inputs.all(i, i.shape.size() == 3 && {_DEPTH} == "
+                "(has(self.preprocessing.decode) && self.preprocessing.decode == 'L' ? 1 : 3))",
+                "preprocessing makes one tensor of 3 channels (decode: RGB) or 1 (L), first in its shape (layout: CHW) or last "
+                "(HWC): set decode and layout so that they fit the input's shape",
+                ".preprocessing",
+            ),
+            (
+                f"!has(self.preprocessing) || self.inputs.all(i, i.shape.size() != 3 || (has({_CROP}) ? "
+                f"{_HEIGHT} == {_CROP}[0] && {_WIDTH} == {_CROP}[{_CROP}.size() - 1] : has({_RESIZE}) ? "
+                f"{_HEIGHT} == {_RESIZE}[0] && {_WIDTH} == {_RESIZE}[{_RESIZE}.size() - 1] : {_HEIGHT} > 0 && {_WIDTH} > 0))",
+                "preprocessing makes tensors of the size of centerCrop, or of resize: give the input's shape these sizes",
+                ".preprocessing",
             ),
             (
                 "!has(self.architecture) || self.checkpoint.format in ['StateDict', 'SafeTensors']",
@@ -720,6 +825,16 @@ class Version(Model):
     )
     conversion: Conversion = Field(Conversion(), description="What the checkpoint is exported to; ONNX in FP32 if omitted.")
     verification: Verification = Field(Verification(), description="Gates before publication. Parity is always judged.")
+    preprocessing: Preprocessing | None = Field(
+        None,
+        description="Let clients send pictures (JPEG or PNG) as the tensor image, of type BYTES, and make the network's input of "
+        "them. inputs still says what the network takes.",
+    )
+    postprocessing: Postprocessing | None = Field(
+        None,
+        description="Answer pictures by names (labels, of type BYTES) and scores (scores, FP32) of the best classes in place of "
+        "outputs. Names are triton.labels, or the numbers of the classes.",
+    )
     triton: TritonModel = Field(TritonModel(), description="Batching and instances, for the model's config.pbtxt.")
 
 

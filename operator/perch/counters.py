@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from perch.api import Tally
 from perch.evidence import Batch
+from perch_exporter.contract import NETWORK, POSTPROCESS, PREPROCESS
 
 MAX_SKEW = timedelta(milliseconds=250)
 """Pods that are read further apart than this tell of different moments: when something common to both versions begins to fail in
@@ -27,6 +28,7 @@ PENDING = "nv_inference_pending_request_count"
 REQUEST_TIME = "nv_inference_request_duration_us"
 QUEUE_TIME = "nv_inference_queue_duration_us"
 _NAMES = (SUCCESS, FAILURE, PENDING, REQUEST_TIME, QUEUE_TIME)
+_OF_INNER = (FAILURE, PENDING, QUEUE_TIME)
 CANCELED = "CANCELED"
 """Triton counts a request that its client gave up as a failure with this reason."""
 
@@ -92,12 +94,19 @@ def parse_counters(text: str, model: str, version: int) -> Counters:
     """Read what Triton's metrics endpoint answered. Raises CountersError.
 
     A version whose instances run on several GPUs has a line for each, told apart by gpu_uuid: they are added up.
+
+    A version that takes pictures is an ensemble. Triton 2.51 counts each of its failures twice, as OTHER, and a picture that
+    cannot be read is one of them. So what failed and what waits is read of the models behind it, where each failure is one, and
+    what a client did wrong is none, as with tensors; what succeeded, and how long it took, is the ensemble's own.
     """
     sums: dict[str, float] = {}
     cancelled = 0.0
+    inner = [model + suffix for suffix in (PREPROCESS, NETWORK, POSTPROCESS)]
+    ensemble = f'model="{model}{NETWORK}"' in text
     try:
-        for name, labels, value in _samples(text, model):
-            if labels.get("model") != model or labels.get("version") != str(version):
+        for name, labels, value in _samples(text, [model, *inner]):
+            whose = inner if ensemble and name in _OF_INNER else [model]
+            if labels.get("model") not in whose or labels.get("version") != str(version):
                 continue
             if not math.isfinite(value):
                 raise CountersError(f"{name} of model {model}, version {version} is no number")
@@ -119,10 +128,11 @@ def parse_counters(text: str, model: str, version: int) -> Counters:
     )
 
 
-def _samples(text: str, model: str) -> Iterable[tuple[str, dict[str, str], float]]:
-    """The samples that may be the model's. Only their lines are parsed: a Triton tells much else, and every few seconds."""
-    mark = f'"{model}"'
-    lines = "".join(f"{line}\n" for line in text.splitlines() if line.startswith(_NAMES) and mark in line)
+def _samples(text: str, models: list[str]) -> Iterable[tuple[str, dict[str, str], float]]:
+    """The samples that may be these models'. Only their lines are parsed: a Triton tells much else, and every few seconds."""
+    marks = [f'"{model}"' for model in models]
+    found = (line for line in text.splitlines() if line.startswith(_NAMES) and any(mark in line for mark in marks))
+    lines = "".join(f"{line}\n" for line in found)
     for family in text_string_to_metric_families(lines):
         for sample in family.samples:
             yield sample.name, sample.labels, sample.value

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from perch.api import Architecture, Repository, Resources, Spec, Version
+from perch.api import Architecture, Model, Repository, Resources, Spec, Version
 from perch.builders import CONTAINER_SECURITY, POD_SECURITY, SMALL, build_metadata, compact
 from perch.builders.store import ca_env, ca_mount, ca_volume, credentials_env
 from perch.names import (
@@ -88,6 +88,8 @@ def build_export_request(
             entry.triton.model_dump(mode="json", by_alias=True, exclude_none=True)
             | ({"instanceKind": "GPU"} if entry.triton.accelerator else {})
         ),
+        preprocessing=_parsed(contract.Preprocessing, entry.preprocessing),
+        postprocessing=_parsed(contract.Postprocessing, entry.postprocessing),
         destination=_destination(identity, repository, entry.version, revision),
     )
 
@@ -117,6 +119,14 @@ def _parameter(value: int | str) -> contract.ParameterValue:
     if isinstance(meant, float) and not math.isfinite(meant):
         return value
     return meant if isinstance(meant, bool | int | float | str) else value
+
+
+Part = TypeVar("Part", contract.Preprocessing, contract.Postprocessing)
+
+
+def _parsed(part: type[Part], wanted: Model | None) -> Part | None:
+    """Fields of the same names on both sides."""
+    return part.model_validate(wanted.model_dump(mode="json", by_alias=True, exclude_none=True)) if wanted else None
 
 
 def _tensor(name: str, data_type: Any, shape: list[int]) -> contract.TensorSpec:

@@ -15,9 +15,11 @@ import numpy as np
 from perch_exporter.accuracy import Tally
 from perch_exporter.contract import ExportRequest, Figures, Owner, Reference
 from perch_exporter.parity import Answers, judge
+from perch_exporter.picture_samples import save_pictures
 from perch_exporter.samples import Golden, make_inputs, save_golden
 from perch_exporter.store import FileStore
 from perch_exporter.workspace import FIGURES, GOLDEN, MODEL, REFERENCE, REPORT, Workspace
+from perch_exporter.workspace import PICTURES as PICTURES_FILE
 
 OWNER = Owner(cluster="test", namespace="vision", name="digits")
 REVISION = "0123abcd"
@@ -112,6 +114,31 @@ def convert_and_prove(asked: ExportRequest, workspace: Workspace) -> None:
 
     convert(asked, workspace)
     prove(asked, workspace)
+
+
+PICTURES: dict[str, Any] = {
+    "preprocessing": {"decode": "L", "resize": [28, 28]},
+    "postprocessing": {"topK": 3, "softmax": True},
+    "triton": {"maxBatchSize": 3, "labels": [f"digit {n}" for n in range(10)], "warmup": True, "responseCache": True},
+}
+"""Changes of a request that make it one for pictures."""
+
+
+def hand_over_pictures(workspace: Workspace, content: Golden | None = None) -> list[bytes]:
+    """What convert leaves behind of a version that takes pictures; they are told apart by their ends, and hold nothing."""
+    content = content or golden()
+    hand_over(workspace, content)
+    pictures = [b"\xff\xd8\xff" + bytes([place]) for place in range(content.samples)]
+    save_pictures(pictures, workspace.output / PICTURES_FILE)
+    return pictures
+
+
+def wheel_folder(root: Path) -> Path:
+    """A stand-in for what the perch-artifacts image carries."""
+    root.mkdir(parents=True, exist_ok=True)
+    for tag in ("cp311", "cp312"):
+        (root / f"pillow-13.0.0-{tag}-{tag}-manylinux_2_28_x86_64.whl").write_bytes(tag.encode())
+    return root
 
 
 class Killed(BaseException):

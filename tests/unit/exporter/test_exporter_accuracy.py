@@ -19,7 +19,6 @@ from perch_exporter.datasets import open_data_set
 from perch_exporter.failure import StepFailed
 from perch_exporter.samples import surest
 
-SPECS = request().inputs
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.standard_normal((10, 1, 28, 28)).astype(np.float32)
 LABELS = np.arange(10)
@@ -84,27 +83,26 @@ def test_the_surest_samples_of_each_class_are_chosen() -> None:
 def test_a_data_set_is_read_in_batches_compressed_or_not(tmp_path: Path) -> None:
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "set.npz", image=IMAGES, labels=LABELS, more=np.zeros(3))
-        found = open_data_set(tmp_path / "set.npz", SPECS, classes=10)
+        found = open_data_set(tmp_path / "set.npz", request(), labelled=True)
         parts = list(found.batches(4))
         assert found.samples == 10
         assert [len(inputs["image"]) for inputs, _ in parts] == [4, 4, 2]
         assert np.array_equal(np.concatenate([inputs["image"] for inputs, _ in parts]), IMAGES)
         assert np.concatenate([labels for _, labels in parts]).tolist() == LABELS.tolist()
-        assert [len(inputs["image"]) for inputs, _ in found.batches(4, limit=5)] == [4, 1]
 
 
 def test_samples_are_picked_from_all_over_the_set(tmp_path: Path) -> None:
     np.savez(
         tmp_path / "set.npz", image=np.arange(300, dtype=np.float32).reshape(300, 1, 1, 1) + np.zeros((1, 1, 28, 28), np.float32)
     )
-    found = open_data_set(tmp_path / "set.npz", SPECS)
-    assert found.pick(4)["image"][:, 0, 0, 0].tolist() == [0, 99, 199, 299]
-    assert len(found.pick(1000)["image"]) == 300
+    found = open_data_set(tmp_path / "set.npz", request())
+    assert found.pick(4).inputs["image"][:, 0, 0, 0].tolist() == [0, 99, 199, 299]
+    assert len(found.pick(1000).inputs["image"]) == 300
 
 
 def test_without_labels_only_the_inputs_are_needed(tmp_path: Path) -> None:
     np.savez(tmp_path / "set.npz", image=IMAGES)
-    ((_, labels),) = open_data_set(tmp_path / "set.npz", SPECS).batches(10)
+    ((_, labels),) = open_data_set(tmp_path / "set.npz", request()).batches(10)
     assert len(labels) == 0
 
 
@@ -159,9 +157,9 @@ def damaged(path: Path) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no zip": (lambda path: path.write_bytes(b"not a zip"), "BadZipFile"),
-    "empty": (lambda path: path.write_bytes(b""), "BadZipFile"),
-    "cut off": (cut, "BadZipFile"),
+    "no zip": (lambda path: path.write_bytes(b"not a zip"), "no npz"),
+    "empty": (lambda path: path.write_bytes(b""), "no npz"),
+    "cut off": (cut, "no npz"),
     "damaged": (damaged, "CRC"),
     "no labels": (lambda path: np.savez(path, image=IMAGES), "no array labels; it has image"),
     "another name": (lambda path: np.savez(path, x=IMAGES, labels=LABELS), "no array image; it has labels, x"),
@@ -169,7 +167,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "another type": (lambda path: np.savez(path, image=IMAGES.astype(np.float64), labels=LABELS), "float64"),
     "too few labels": (lambda path: np.savez(path, image=IMAGES, labels=LABELS[:4]), "10 image, 4 labels"),
     "no samples": (lambda path: np.savez(path, image=IMAGES[:0], labels=LABELS[:0]), "0 image"),
-    "labels as figures": (lambda path: np.savez(path, image=IMAGES, labels=LABELS * 0.5), "whole numbers"),
+    "labels as figures": (lambda path: np.savez(path, image=IMAGES, labels=LABELS * 0.5), "whole number"),
     "a class too many": (lambda path: np.savez(path, image=IMAGES, labels=LABELS + 1), "from 1 to 10"),
     "a class below 0": (lambda path: np.savez(path, image=IMAGES, labels=LABELS - 1), "from -1 to 8"),
     "Fortran order": (lambda path: np.savez(path, image=np.asfortranarray(IMAGES), labels=LABELS), "Fortran order"),
@@ -188,7 +186,7 @@ def test_a_broken_data_set_is_refused_with_what_is_wrong(name: str, tmp_path: Pa
     make, words = BROKEN[name]
     make(tmp_path / "set.npz")
     with pytest.raises(StepFailed, match=words) as failed:
-        for _ in open_data_set(tmp_path / "set.npz", SPECS, classes=10).batches(4):
+        for _ in open_data_set(tmp_path / "set.npz", request(), labelled=True).batches(4):
             pass
     assert failed.value.reason is Reason.DATASET_UNREADABLE
 
@@ -197,7 +195,7 @@ def test_nothing_in_a_data_set_is_unpickled(tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     np.savez(tmp_path / "set.npz", image=np.array([Touch(trap)], dtype=object), labels=LABELS[:1])
     with pytest.raises(StepFailed, match="Python objects, which are not unpickled"):
-        open_data_set(tmp_path / "set.npz", SPECS, classes=10)
+        open_data_set(tmp_path / "set.npz", request(), labelled=True)
     assert not trap.exists()
     # The control: numpy's own reader, told to unpickle, springs the trap.
     with (

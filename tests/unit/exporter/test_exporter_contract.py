@@ -84,6 +84,39 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         },
         "labels take 256,000 bytes",
     ),
+    ("labels in place of tensors, of tensors", {"postprocessing": {"topK": 1}}, "postprocessing needs preprocessing"),
+    ("pictures in colour for a grey network", {"preprocessing": {"resize": [28, 28]}}, r"not the one input .*\[1, 28, 28\]"),
+    ("a crop of another size", {"preprocessing": {"decode": "L", "centerCrop": [27]}}, "not the one input"),
+    ("the shorter side alone", {"preprocessing": {"decode": "L", "resize": [28]}}, "add centerCrop"),
+    ("a mean without a std", {"preprocessing": {"decode": "L", "resize": [28, 28], "mean": ["0"]}}, "belong together"),
+    (
+        "three means of grey",
+        {"preprocessing": {"decode": "L", "resize": [28, 28], "mean": ["0"] * 3, "std": ["1"] * 3}},
+        "mean has 3 numbers, and L has 1 channels",
+    ),
+    (
+        "a std of 0",
+        {"preprocessing": {"decode": "L", "resize": [28, 28], "mean": ["0"], "std": ["0"]}},
+        "above 0",
+    ),
+    (
+        "more classes than there are",
+        {"preprocessing": {"decode": "L", "resize": [28, 28]}, "postprocessing": {"topK": 11}},
+        "at least topK 11 classes",
+    ),
+    (
+        "pictures that Triton does not batch",
+        {"preprocessing": {"decode": "L", "resize": [28, 28]}, "triton": {"maxBatchSize": 0}},
+        "maxBatchSize of 1 or more",
+    ),
+    (
+        "pictures for an input of any size",
+        {
+            "preprocessing": {"decode": "L"},
+            "inputs": [{"name": "image", "dataType": "FP32", "shape": [1, -1, -1]}],
+        },
+        "not the one input",
+    ),
     ("no instances", {"triton__instanceCount": 0}, "triton.instanceCount"),
     ("an accelerator on any device", {"triton__accelerator": "TensorRT"}, "needs instanceKind GPU, not AUTO"),
     (

@@ -198,7 +198,7 @@ def test_an_answer_that_cannot_be_read_leaves_the_pod_not_ready_and_alive(output
 
     artifact = Artifact.load(artifact_root)
     with serving(Faulty()) as address:
-        state = look(Gate(artifact, TritonServer(address, artifact)))
+        state = look(Gate(artifact, TritonServer(address, artifact.manifest.model_name, artifact.manifest.version)))
     assert not state.ready
     assert "its answer cannot be read" in state.sentence
 
@@ -209,7 +209,7 @@ def test_a_triton_that_comes_late_is_seen_soon(artifact_root: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     artifact = Artifact.load(artifact_root)
-    gate = Gate(artifact, TritonServer(f"127.0.0.1:{port}", artifact))
+    gate = Gate(artifact, TritonServer(f"127.0.0.1:{port}", artifact.manifest.model_name, artifact.manifest.version))
     late = time.monotonic() + 6  # long enough for gRPC's default to wait several seconds between tries
     while time.monotonic() < late:
         assert not look(gate).ready
@@ -231,7 +231,7 @@ def get(port: int, path: str) -> tuple[int, str]:
 
 def test_over_the_wire_and_http_the_pod_becomes_ready(artifact_root: Path, wire: str) -> None:
     artifact = Artifact.load(artifact_root)
-    gate = Gate(artifact, TritonServer(wire, artifact))
+    gate = Gate(artifact, TritonServer(wire, artifact.manifest.model_name, artifact.manifest.version))
     http = serve(gate, "127.0.0.1", 0)
     try:
         port = http.server_address[1]
@@ -248,7 +248,7 @@ def test_over_the_wire_and_http_the_pod_becomes_ready(artifact_root: Path, wire:
 
 def test_a_server_that_is_not_there_leaves_the_pod_not_ready_and_alive(artifact_root: Path) -> None:
     artifact = Artifact.load(artifact_root)
-    gate = Gate(artifact, TritonServer("127.0.0.1:1", artifact))
+    gate = Gate(artifact, TritonServer("127.0.0.1:1", artifact.manifest.model_name, artifact.manifest.version))
     state = look(gate)
     assert not state.ready
     assert "Triton does not answer" in state.sentence

@@ -307,3 +307,21 @@ def test_every_field_of_triton_reaches_the_exporter() -> None:
 def test_the_revision_of_an_entry_that_uses_nothing_new_stays() -> None:
     """Another revision would export it again under another prefix."""
     assert artifact_revision(spec(1).versions[0]) == "276680df"
+
+
+def test_every_field_of_pictures_reaches_the_exporter() -> None:
+    entry = spec(1).versions[0].model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    entry |= {
+        "inputs": [{"name": "image", "dataType": "FP32", "shape": [28, 28, 3]}],
+        "preprocessing": {
+            "decode": "RGB", "resize": [32], "centerCrop": [28], "interpolation": "Bicubic",
+            "mean": ["0.4", "0.5", "-0.6"], "std": ["0.1", "0.2", "1e-3"], "layout": "HWC",
+        },
+        "postprocessing": {"topK": 3, "softmax": True},
+    }  # fmt: skip
+    asked = spec(1, versions=[entry])
+    request = build_export_request(IDENTITY, asked, asked.versions[0], "0123abcd", INSTALLATION)
+    assert request.preprocessing is not None
+    assert request.postprocessing is not None
+    assert json.loads(request.preprocessing.to_json()) == entry["preprocessing"]
+    assert json.loads(request.postprocessing.to_json()) == entry["postprocessing"]

@@ -224,3 +224,25 @@ def test_a_failure_counted_before_its_request_is_not_more_than_all() -> None:
     batch = counter_batch(totals(0), totals(3, canary_requests=101.0, canary_failures=7.0))
     assert batch is not None
     assert batch.canary == Tally(requests=2, failures=2)
+
+
+def test_an_ensembles_failures_are_those_of_its_models_once_and_a_bad_picture_is_none() -> None:
+    """What Triton 2.51 told after 6 answers, 2 pictures that cannot be read, and 1 failure of the network."""
+    lines = [
+        'nv_inference_request_success{model="m",version="1"} 6',
+        'nv_inference_request_success{model="m-preprocess",version="1"} 9',
+        'nv_inference_request_success{model="m-network",version="1"} 6',
+        'nv_inference_request_failure{model="m",reason="OTHER",version="1"} 6',
+        'nv_inference_request_failure{model="m-preprocess",reason="BACKEND",version="1"} 0',
+        'nv_inference_request_failure{model="m-network",reason="BACKEND",version="1"} 1',
+        'nv_inference_request_failure{model="m-network",reason="CANCELED",version="1"} 2',
+        'nv_inference_pending_request_count{model="m",version="1"} 0',
+        'nv_inference_pending_request_count{model="m-network",version="1"} 4',
+        'nv_inference_request_duration_us{model="m",version="1"} 700',
+        'nv_inference_request_duration_us{model="m-network",version="1"} 500',
+        'nv_inference_queue_duration_us{model="m",version="1"} 11',
+        'nv_inference_queue_duration_us{model="m-preprocess",version="1"} 20',
+        'nv_inference_queue_duration_us{model="m-network",version="1"} 30',
+    ]
+    found = parse_counters("\n".join(lines) + "\n", "m", 1)
+    assert found == Counters(6, 1, 2, 4, 700, 50)
