@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from perch_exporter import pictures
 from perch_exporter.pictures import MAX_BYTES, MAX_PIXELS, PictureError, Recipe, prepare
 
 RGB = {"decode": "RGB", "interpolation": "Bilinear", "layout": "CHW"}
@@ -147,6 +148,24 @@ HOSTILE: list[tuple[str, Callable[[], bytes], str]] = [
 def test_refused_by_a_sentence(make: Callable[[], bytes], says: str) -> None:
     with pytest.raises(PictureError, match=says):
         prepare(make(), recipe())
+
+
+@pytest.mark.parametrize(
+    ("limit", "make", "shape"),
+    [
+        ("MAX_PIXELS", lambda: packed(Image.new("L", (40_000, 1))), (1, 28, 28)),
+        ("MAX_SCANS", many_scans, (1, 28, 28)),
+        ("MAX_BYTES", lambda: packed(noise(64, 64)) + bytes(MAX_BYTES), (1, 28, 28)),
+    ],
+)
+def test_without_its_limit_the_picture_is_read(
+    monkeypatch: pytest.MonkeyPatch, limit: str, make: Callable[[], bytes], shape: tuple[int, ...]
+) -> None:
+    told = recipe(shape, decode="L", resize=[28], centerCrop=[28])
+    with pytest.raises(PictureError):
+        prepare(make(), told)
+    monkeypatch.setattr(pictures, limit, 2**40)
+    assert prepare(make(), told).shape == shape
 
 
 def test_a_progressive_picture_is_no_harm() -> None:
