@@ -1,0 +1,136 @@
+"""Data sets of pictures: what they are labelled by, and every archive that is none."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from exporter_builders import PICTURES, request
+from PIL import Image
+
+from perch_exporter.contract import Reason
+from perch_exporter.datasets import open_data_set
+from perch_exporter.failure import StepFailed
+
+ASKED = request(**PICTURES)
+
+
+def picture(grey: int, kind: str = "PNG") -> bytes:
+    packed = io.BytesIO()
+    Image.new("L", (40, 30), grey).save(packed, kind)
+    return packed.getvalue()
+
+
+def zipped(path: Path, files: Mapping[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+
+
+def tarred(path: Path, files: Mapping[str, bytes], mode: str = "w") -> None:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+
+BY_NAME = {"set/digit 3/a.png": picture(30), "set/digit 0/b.jpg": picture(200, "JPEG"), "set/digit 3/c.PNG": picture(90)}
+
+
+@pytest.mark.parametrize("write", [zipped, tarred, lambda path, files: tarred(path, files, "w:gz")], ids=["zip", "tar", "tar.gz"])
+def test_pictures_are_read_with_their_folders_as_labels(write: Callable[..., None], tmp_path: Path) -> None:
+    write(tmp_path / "set", {**BY_NAME, "set/.DS_Store": b"x", "__MACOSX/set/a.png": b"x"})
+    found = open_data_set(tmp_path / "set", ASKED, labelled=True)
+    assert found.samples == 3
+    parts = list(found.batches(2))
+    assert [len(inputs["image"]) for inputs, _ in parts] == [2, 1]
+    images = np.concatenate([inputs["image"] for inputs, _ in parts])
+    assert images.shape == (3, 1, 28, 28)
+    assert np.concatenate([labels for _, labels in parts]).tolist() == [0, 3, 3], "in the order of their names"
+    assert [round(float(image.mean()) * 255) for image in images] == [200, 30, 90]
+    picked = found.pick(2)
+    assert len(picked.pictures) == 2
+    assert picked.pictures[0] == BY_NAME["set/digit 0/b.jpg"], "the very bytes"
+    assert np.array_equal(picked.inputs["image"][0], images[0])
+
+
+def test_folders_may_be_numbers_or_as_many_as_classes(tmp_path: Path) -> None:
+    zipped(tmp_path / "numbers", {"7/a.png": picture(1), "2/b.png": picture(2)})
+    ((_, labels),) = open_data_set(tmp_path / "numbers", ASKED, labelled=True).batches(9)
+    assert labels.tolist() == [2, 7]
+    zipped(tmp_path / "all", {f"class-{n:02}/x.png": picture(n) for n in range(10)})
+    ((_, labels),) = open_data_set(tmp_path / "all", ASKED, labelled=True).batches(99)
+    assert labels.tolist() == list(range(10))
+
+
+def test_without_labels_a_flat_folder_will_do(tmp_path: Path) -> None:
+    zipped(tmp_path / "set", {"a.png": picture(1), "b.png": picture(2)})
+    ((inputs, labels),) = open_data_set(tmp_path / "set", ASKED).batches(9)
+    assert (len(inputs["image"]), len(labels)) == (2, 0)
+
+
+def linked(path: Path) -> None:
+    with tarfile.open(path, "w") as archive:
+        entry = tarfile.TarInfo("3/passwd.png")
+        entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(entry)
+
+
+def bomb(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("3/bomb.png", bytes(2**26))
+
+
+def twice(path: Path) -> None:
+    tarred(path, {"3/a.png": picture(1)})
+    with tarfile.open(path, "a") as archive:
+        entry = tarfile.TarInfo("3/a.png")
+        entry.size = len(picture(2))
+        archive.addfile(entry, io.BytesIO(picture(2)))
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no archive": (lambda path: path.write_bytes(b"no archive"), "ReadError"),
+    "nothing in it": (lambda path: zipped(path, {}), "no pictures"),
+    "a text among them": (lambda path: zipped(path, {"3/read.txt": b"me"}), "read.txt is neither JPEG nor PNG"),
+    "a text that says it is a picture": (lambda path: zipped(path, {"3/a.png": b"text"}), "3/a.png: it is neither"),
+    "one that is cut off": (lambda path: zipped(path, {"3/a.png": picture(1)[:50]}), "3/a.png: it"),
+    "a link to a file of the system": (linked, "no pictures"),
+    "more than it says": (bomb, "67,108,864 bytes, more than"),
+    "a name twice": (twice, "a name twice"),
+    "folders that are no classes": (lambda path: zipped(path, {"cat/a.png": picture(1)}), r"in 1 folders \(cat\)"),
+    "no folders": (lambda path: zipped(path, {"a.png": picture(1)}), r"in 1 folders \(none\)"),
+    "a class too many": (lambda path: zipped(path, {"10/a.png": picture(1)}), "folder 10 is beyond the classes 0 to 9"),
+    "an archive in an archive": (lambda path: zipped(path, {"3/a.zip": b"PK"}), "a.zip is neither"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_an_archive_is_refused_that_has(name: str, tmp_path: Path) -> None:
+    make, words = BROKEN[name]
+    make(tmp_path / "set")
+    with pytest.raises(StepFailed, match=words) as failed:
+        for _ in open_data_set(tmp_path / "set", ASKED, labelled=True).batches(4):
+            pass
+    assert failed.value.reason is Reason.DATASET_UNREADABLE
+
+
+def test_pictures_are_no_data_set_where_clients_send_tensors(tmp_path: Path) -> None:
+    zipped(tmp_path / "set", BY_NAME)
+    with pytest.raises(StepFailed, match="pictures are read where the version has preprocessing"):
+        open_data_set(tmp_path / "set", request())
+
+
+def test_a_path_that_leads_out_is_a_name_and_nothing_more(tmp_path: Path) -> None:
+    zipped(tmp_path / "set", {"../../3/a.png": picture(1)})
+    found = open_data_set(tmp_path / "set", ASKED, labelled=True)
+    before: Any = sorted(path.name for path in tmp_path.iterdir())
+    assert len(list(found.batches(4))) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
