@@ -1621,11 +1621,18 @@ ALLOWED_CHANGES: list[tuple[str, Change]] = [
     ("an autoscaler takes over", scaled(put("routing/parentRefs/0/port", 80))),
     (
         "an autoscaler goes by CPU alone, measured against the limit",
-        scaled(both(drop("runtime/autoscaling/podMetrics"), put("runtime/resources", {"limits": {"cpu": 1}}))),
+        scaled(
+            both(drop("runtime/autoscaling/podMetrics"), put("runtime/resources", {"limits": {"cpu": 1, "nvidia.com/gpu": 1}}))
+        ),
     ),
     (
         "an autoscaler goes by a metric alone",
-        scaled(both(drop("runtime/autoscaling/targetCPUUtilizationPercentage"), drop("runtime/resources"))),
+        scaled(
+            both(
+                drop("runtime/autoscaling/targetCPUUtilizationPercentage"),
+                put("runtime/resources", {"limits": {"nvidia.com/gpu": 1}}),
+            )
+        ),
     ),
     (
         "the runtime changes",
@@ -1686,7 +1693,9 @@ def largest(spec: dict[str, Any]) -> None:
     """Every list of the rollout and of the traffic at its full length, and what costs most to check at its own."""
     for version in spec["versions"]:
         tensors = [{"name": f"t{n}".ljust(127, "x"), "dataType": "INT64", "shape": [1] * 7} for n in range(32)]
-        version |= {"inputs": tensors[:16], "outputs": tensors[16:]}
+        # Pictures and names of classes are for one input and one output.
+        del version["preprocessing"], version["postprocessing"], version["triton"]["labels"]
+        version |= {"inputs": tensors[:16], "outputs": [tensors[16] | {"shape": [10]}, *tensors[17:]]}
         version["architecture"]["parameters"] = {f"p{n}".ljust(64, "x"): "x" * 256 for n in range(32)}
     spec["rollout"]["steps"] = [{"weight": n, "hold": "99999h99999m99999s"} for n in range(15)] + [{"weight": 100}]
     value = "(a|b)*" * 170
