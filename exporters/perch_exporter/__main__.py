@@ -113,16 +113,19 @@ def report(
     request: RequestPath,
     output: Annotated[Path, typer.Option("--output", help="Where the report goes.")] = Path("report.html"),
 ) -> None:
-    """fetch, convert and prove in a row, and keep the report; nothing is published."""
+    """fetch, convert and prove in a row, and keep the report, also of an export that fails its gates; nothing is published."""
     with tempfile.TemporaryDirectory(prefix="perch-report-") as temporary:
-        folder = Path(temporary)
-        fetch(request, folder)
-        convert(request, folder)
-        prove(request, folder)
-        done = Workspace(folder)
+        done = Workspace(Path(temporary))
+        fetch(request, done.root)
         if done.published():
             raise typer.BadParameter("the artefact is published already; its report.html lies beside its manifest")
-        shutil.copyfile(done.proof / REPORT, output)
+        convert(request, done.root)
+        try:
+            prove(request, done.root)
+        finally:
+            if (done.proof / REPORT).exists():
+                shutil.copyfile(done.proof / REPORT, output)
+                log.info("the report is %s", output)
 
 
 @app.command()

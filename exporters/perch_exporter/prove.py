@@ -21,6 +21,7 @@ from perch_exporter.contract import (
     ACCURACY,
     CALIBRATION,
     Accuracy,
+    AccuracyGate,
     ExportRequest,
     Figures,
     OnFailure,
@@ -37,7 +38,7 @@ from perch_exporter.handover import handed_over, inspect, rejected
 from perch_exporter.onnx_file import GraphFacts, look_at
 from perch_exporter.onnx_session import ask, open_session
 from perch_exporter.parity import Answers, judge
-from perch_exporter.report import ClassRow, Content, Seen, Timing, render
+from perch_exporter.report import ClassRow, Content, Seen, Timing, class_name, render
 from perch_exporter.samples import Array, Golden, load_golden
 from perch_exporter.workspace import ANSWERS, CALIBRATED, FIGURES, GOLDEN, MODEL, OTHER, REFERENCE, REPORT, Workspace
 
@@ -50,7 +51,7 @@ _SEEN = 12
 
 
 def prove(request: ExportRequest, workspace: Workspace) -> None:
-    """Writes figures.json and report.html. Raises StepFailed where a gate is not passed."""
+    """Writes report.html, and figures.json where every gate is passed; else raises StepFailed: the report shows why, too."""
     started = time.monotonic()
     inspect(workspace.output, handed_over(request), "convert")
     reference = _reference(workspace.output / REFERENCE)
@@ -62,9 +63,10 @@ def prove(request: ExportRequest, workspace: Workspace) -> None:
     cases = _ask_all(request, session, golden, workspace)
     parity = judge([case.answers for case in cases], request.tolerance)
     log.info("parity %s: %s", parity.verdict, parity.message)
-    if parity.verdict is not Verdict.PASSED:
-        raise parity_failure(parity, request.conversion.precision)
-    measured = _measure(request, session, workspace)
+    failure = None if parity.verdict is Verdict.PASSED else parity_failure(parity, request.conversion.precision)
+    measured = _measure(request, session, workspace) if failure is None else None
+    if measured is not None:
+        failure = _accuracy_failure(measured.accuracy, request.verification.accuracy)
     figures = Figures(
         parity=parity,
         accuracy=measured.accuracy if measured else None,
@@ -73,7 +75,6 @@ def prove(request: ExportRequest, workspace: Workspace) -> None:
         prove_seconds=round(time.monotonic() - started, 3),
     )
     workspace.proof.mkdir(parents=True, exist_ok=True)
-    (workspace.proof / FIGURES).write_text(figures.to_json())
     whole = next(case for case in cases if case.batch == golden.samples)
     content = Content(
         request=request,
@@ -87,6 +88,9 @@ def prove(request: ExportRequest, workspace: Workspace) -> None:
         seen=measured.seen if measured else _furthest(golden, whole.answers),
     )
     (workspace.proof / REPORT).write_text(render(content))
+    if failure is not None:
+        raise failure
+    (workspace.proof / FIGURES).write_text(figures.to_json())
 
 
 class _Case:
@@ -155,32 +159,31 @@ class _Measured:
 
 
 def _measure(request: ExportRequest, session: onnxruntime.InferenceSession, workspace: Workspace) -> _Measured | None:
-    """Top-1 on the labelled set, where the version has one. Raises AccuracyFailed where a limit is missed and that blocks."""
+    """Top-1 on the labelled set, where the version has one."""
     gate = request.verification.accuracy
     if gate is None:
         return None
     first, classes = request.outputs[0].name, request.outputs[0].shape[0]
     found = open_data_set(workspace.object(ACCURACY), request, labelled=True)
     told = _first_answers(workspace.output / ANSWERS, found.samples)
-    tally, worst = Tally(classes), _Worst()
+    tally, worst = Tally(classes), _Worst(request)
     for inputs, labels in found.batches(_BATCH):
         answers = ask(session, [first], inputs, _BATCH)[first]
         worst.note(next(iter(inputs.values())), labels, answers, tally.samples)
         tally.add(labels, answers.argmax(axis=1), told[tally.samples : tally.samples + len(labels)])
     accuracy = judge_accuracy(tally, gate)
     log.info("accuracy %s: %s", accuracy.verdict, accuracy.message)
-    if accuracy.verdict is not Verdict.PASSED and gate.on_failure is OnFailure.BLOCK:
-        raise _accuracy_failure(accuracy)
-    names = request.triton.labels
     rows = [
-        ClassRow(names[number] if names else str(number), int(samples), int(right))
+        ClassRow(class_name(request, number), int(samples), int(right))
         for number, (samples, right) in enumerate(zip(tally.of_class, tally.correct_of_class, strict=True))
         if samples
     ]
     return _Measured(accuracy, sorted(rows, key=lambda row: row.recall), worst.seen())
 
 
-def _accuracy_failure(accuracy: Accuracy) -> StepFailed:
+def _accuracy_failure(accuracy: Accuracy, gate: AccuracyGate | None) -> StepFailed | None:
+    if accuracy.verdict is Verdict.PASSED or gate is None or gate.on_failure is OnFailure.WARN:
+        return None
     pairs = ", ".join(f"{pair.label} for {pair.predicted} ({pair.count} times)" for pair in accuracy.confused[:3])
     taken = f"; most often it takes {pairs}" if pairs else ""
     return StepFailed(
@@ -203,7 +206,8 @@ def _first_answers(path: Path, samples: int) -> Classes:
 class _Worst:
     """Samples that the artefact is most sure of, and wrong about."""
 
-    def __init__(self) -> None:
+    def __init__(self, request: ExportRequest) -> None:
+        self._request = request
         self._found: list[tuple[float, int, Seen]] = []
 
     def note(self, samples: Array, labels: Classes, answers: Array, before: int) -> None:
@@ -211,7 +215,8 @@ class _Worst:
         rows = np.arange(len(labels))
         margins = answers[rows, told] - answers[rows, labels]
         for row in np.flatnonzero(told != labels):
-            caption = f"sample {before + row}: {labels[row]}, taken for {told[row]}"
+            is_one, taken_for = (class_name(self._request, int(numbers[row])) for numbers in (labels, told))
+            caption = f"sample {before + row}: {is_one}, taken for {taken_for}"
             self._found.append((float(margins[row]), before + int(row), Seen(samples[row], caption)))
         self._found = sorted(self._found, key=lambda entry: (-entry[0], entry[1]))[:_SEEN]
 

@@ -69,6 +69,14 @@ class Content:
     """The least well recognized first."""
     seen: Sequence[Seen] = ()
 
+    def class_name(self, number: int) -> str:
+        return class_name(self.request, number)
+
+
+def class_name(request: ExportRequest, number: int) -> str:
+    names = request.triton.labels
+    return names[number] if names else str(number)
+
 
 def render(content: Content) -> str:
     environment = jinja2.Environment(

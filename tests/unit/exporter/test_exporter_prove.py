@@ -159,6 +159,14 @@ def test_what_convert_hands_over_is_not_believed(name: str, export: Export) -> N
     assert not (export.workspace.proof / FIGURES).exists()
 
 
+def test_a_failed_gate_leaves_a_report_that_shows_why_and_no_figures(export: Export) -> None:
+    another_network(export)
+    with pytest.raises(StepFailed, match="largest error"):
+        export.prove()
+    assert "Failed" in (export.workspace.proof / REPORT).read_text()
+    assert not (export.workspace.proof / FIGURES).exists()
+
+
 def test_a_lie_about_the_checkpoint_does_not_raise_the_artefacts_accuracy(export: Export) -> None:
     honest = export.prove().accuracy
     with np.load(export.workspace.object("verification.accuracy.dataset")) as file:
