@@ -1,7 +1,8 @@
 """Reads the checkpoint and puts its weights into the model. Needs torch; runs on bytes that nobody vouches for.
 
-Pickles are opened by torch's weights_only reader alone, which builds tensors and plain containers and calls nothing
-else. What it refuses is refused: there is no fallback here, and there must never be one.
+Pickles are opened by torch's weights_only reader, which builds tensors and plain containers and calls nothing else. What it
+refuses is refused, and nothing falls back to the other reader: that one is asked only where the request says that the file is
+the user's own (`trustSource`), and then what the file does is held by convert's sandbox, as all code of the user's is.
 """
 
 from __future__ import annotations
@@ -31,14 +32,22 @@ _NAMED_AT_MOST = 6
 _COUNTER = "num_batches_tracked"
 
 
-def read_state_dict(path: Path, form: CheckpointFormat, key: str | None = None) -> StateDict:
+def read_state_dict(path: Path, form: CheckpointFormat, key: str | None = None, trusted: bool = False) -> StateDict:
     """Tensors by name, mapped from the file where its form allows; `key`: where a training checkpoint keeps them.
+
+    `trusted`: a pickle may run code, and of a whole model in it the weights are taken.
 
     Raises UnsafeCheckpoint or CheckpointUnreadable.
     """
-    content = _read_safetensors(path) if form is CheckpointFormat.SAFE_TENSORS else _read_pickle(path)
+    if form is CheckpointFormat.SAFE_TENSORS:
+        content = _read_safetensors(path)
+    else:
+        content = _read_trusted(path) if trusted else _read_pickle(path)
     if key is not None:
         content = _under(content, key)
+    if isinstance(content, nn.Module):  # comes of a trusted file alone
+        log.info("the checkpoint is a whole %s, of which the weights are taken", type(content).__name__)
+        content = content.state_dict()
     if not isinstance(content, Mapping) or not content:
         raise StepFailed(
             Reason.CHECKPOINT_UNREADABLE,
@@ -78,8 +87,16 @@ def _state_dicts(content: object) -> list[str]:
     """Keys under which a state dict lies."""
     if not isinstance(content, Mapping):
         return []
-    found = [(name, part) for name, part in content.items() if isinstance(name, str) and isinstance(part, Mapping) and part]
-    return [name for name, part in found if all(_usable(inner, value) for inner, value in part.items())][:_NAMED_AT_MOST]
+    found = [
+        name
+        for name, part in content.items()
+        if isinstance(name, str)
+        and (
+            isinstance(part, nn.Module)
+            or (isinstance(part, Mapping) and part and all(_usable(inner, value) for inner, value in part.items()))
+        )
+    ]
+    return found[:_NAMED_AT_MOST]
 
 
 def _usable(key: object, value: object) -> bool:
@@ -109,6 +126,22 @@ def _read_pickle(path: Path) -> object:
         ) from error
 
 
+def _read_trusted(path: Path) -> object:
+    """Runs whatever the pickle says. Its author's classes are found where a source is open (`user_code.opened`)."""
+    log.info("checkpoint.trustSource: the checkpoint may run code of its own")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False, mmap=zipfile.is_zipfile(path))
+    except (Exception, SystemExit) as error:
+        absent = isinstance(error, ImportError | AttributeError)
+        way_out = (
+            "; bring its classes in architecture.source, importable by the names that they had in training" if absent else ""
+        )
+        raise StepFailed(
+            Reason.CHECKPOINT_UNREADABLE,
+            f"the checkpoint cannot be read, trusted as it is: {type(error).__name__}: {str(error)[:600]}{way_out}",
+        ) from error
+
+
 def _refused(path: Path, words: str) -> StepFailed:
     """torch's own words are not passed on whole: they advise to read the file without the protection."""
     named = re.search(r"GLOBAL (\S+)", words)
@@ -121,7 +154,8 @@ def _refused(path: Path, words: str) -> StepFailed:
     return StepFailed(
         Reason.UNSAFE_CHECKPOINT,
         f"the checkpoint holds more than tensors and was not opened, because unpickling it could run code ({cause}); "
-        "save it with safetensors.torch.save_file(model.state_dict(), path) and say format: SafeTensors",
+        "save it with safetensors.torch.save_file(model.state_dict(), path) and say format: SafeTensors; or, where you made the "
+        "file yourself, say checkpoint.trustSource: true, and it runs in convert's sandbox",
     )
 
 

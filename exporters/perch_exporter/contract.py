@@ -141,11 +141,19 @@ class Checkpoint(Object):
     format: CheckpointFormat
     state_dict_key: Annotated[str, _text(r"^[A-Za-z0-9_.-]+$", 128)] | None = None
     """Where a training checkpoint keeps the state dict."""
+    trust_source: StrictBool = False
+    """Whether the pickle may run code: it is the user's own, and convert's sandbox is what holds it."""
 
     @model_validator(mode="after")
     def _key_in_a_pickle(self) -> Self:
         if self.state_dict_key is not None and self.format is not CheckpointFormat.STATE_DICT:
             raise ValueError(f"stateDictKey is for format StateDict alone, not for {self.format}")
+        return self
+
+    @model_validator(mode="after")
+    def _trust_in_a_pickle(self) -> Self:
+        if self.trust_source and self.format is not CheckpointFormat.STATE_DICT:
+            raise ValueError(f"trustSource is for format StateDict alone, which is a pickle; {self.format} is none")
         return self
 
 

@@ -146,7 +146,8 @@ def _load(request: ExportRequest, workspace: Workspace, code: UserCode | None) -
     architecture = request.architecture
     if architecture is None:  # the contract does not let it come to this
         raise ValueError("weights without an architecture")
-    weights = read_state_dict(workspace.checkpoint, request.checkpoint.format, request.checkpoint.state_dict_key)
+    given = request.checkpoint
+    weights = read_state_dict(workspace.checkpoint, given.format, given.state_dict_key, given.trust_source)
     log.info("read %d tensors from the checkpoint", len(weights))
     if code is None:
         model = load_model(lambda: build_model(architecture, weights.keys()), weights)

@@ -272,6 +272,11 @@ class Checkpoint(Model):
                 "remove stateDictKey, or say format: StateDict: a SafeTensors file holds tensors and nothing around them",
                 ".stateDictKey",
             ),
+            (
+                "!has(self.trustSource) || !self.trustSource || self.format == 'StateDict'",
+                "remove trustSource, or say format: StateDict, the one format that is a pickle",
+                ".trustSource",
+            ),
         )
     )
     uri: S3Object = Field(description="The checkpoint object, such as s3://checkpoints/digits/v1.pt.")
@@ -290,6 +295,13 @@ class Checkpoint(Model):
         json_schema_extra=_refusal("write the key under which the training checkpoint keeps the state dict, such as state_dict"),
         description="Where the file is a whole training checkpoint: the key under which it keeps the state dict, such as "
         "state_dict or model. Only tensors and plain containers are read, whatever else lies beside it.",
+    )
+    trust_source: bool = Field(
+        False,
+        description="Let this file run code while it is read, for format StateDict: a whole pickled model, or tensors beside "
+        "objects of your own classes (architecture.source can bring them). Say so of files that you made yourself, of no others. "
+        "It happens in the convert container, without credentials and without a token. Of a model the weights are taken; "
+        "the network is that of architecture. False if omitted: only tensors and plain containers are read.",
     )
     endpoint: HttpUri | None = Field(None, description="Another S3 endpoint than repository.endpoint, if it lies elsewhere.")
     region: Region | None = Field(None, description="Region, if not repository.region.")

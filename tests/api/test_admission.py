@@ -29,6 +29,7 @@ def entry(version: int) -> dict[str, Any]:
             "format": "StateDict",
             "sha256": f"{version:064x}",
             "stateDictKey": "state_dict",
+            "trustSource": False,
             "endpoint": "https://s3.elsewhere",
             "region": "eu-west-1",
             "credentialsSecretRef": {"name": "checkpoints"},
@@ -871,6 +872,16 @@ REFUSED_WHEN_CREATED = [
         put("versions/0/checkpoint/format", "SafeTensors"),
         f"{V}.checkpoint.stateDictKey",
         "a SafeTensors file holds tensors",
+        False,
+    ),
+    Refusal(
+        "a SafeTensors file is trusted",
+        both(
+            put("versions/0/checkpoint/format", "SafeTensors"),
+            both(drop("versions/0/checkpoint/stateDictKey"), put("versions/0/checkpoint/trustSource", True)),
+        ),
+        f"{V}.checkpoint.trustSource",
+        "the one format that is a pickle",
         False,
     ),
     Refusal(

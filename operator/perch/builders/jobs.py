@@ -55,6 +55,7 @@ def build_export_request(
             format=contract.CheckpointFormat(checkpoint.format),
             sha256=checkpoint.sha256,
             state_dict_key=checkpoint.state_dict_key,
+            trust_source=checkpoint.trust_source,
             **reached,
         ),
         architecture=_architecture(entry.architecture, reached) if entry.architecture else None,
