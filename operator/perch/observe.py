@@ -66,9 +66,11 @@ def job_facts(job: Raw, pods: Iterable[Raw]) -> JobFacts:
     uid = job["metadata"]["uid"]
     own = sorted((p for p in pods if _controller(p) == uid), key=lambda p: p["metadata"]["creationTimestamp"])
     newest = own[-1] if own else None
-    words = pod_words(newest) if newest else None
+    # A new attempt has nothing to say yet: why the one before it ended is what a reader wants to know meanwhile.
+    words = next((said for said in map(pod_words, reversed(own[-2:])) if said), None)
     if state is JobState.FAILED and end is not None and end.get("reason") == "DeadlineExceeded":
-        words = f"{end.get('message', 'the Job ran too long')}: raise builder.activeDeadlineSeconds"
+        limit = job["spec"].get("activeDeadlineSeconds")
+        words = f"it took longer than its {limit} s and was ended (DeadlineExceeded): raise builder.activeDeadlineSeconds"
     return JobFacts(
         name=job["metadata"]["name"],
         revision=_revision(job),
@@ -164,9 +166,13 @@ def pod_words(pod: Raw) -> str | None:
     for condition in status.get("conditions", []):
         if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
             return f"Unschedulable: {condition.get('message', '')}"
+    if status.get("phase") == "Failed" and status.get("reason") == "Evicted":
+        # Its containers were killed for it, which says less.
+        return f"Evicted: {status.get('message', '')}".strip(": \n")
     said = None
+    limits = _memory_limits(pod)
     for container in (*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])):
-        said = said or _container_words(container)
+        said = said or _container_words(container, limits.get(container["name"]))
     if said:
         return said
     containers = {c["name"]: c for c in status.get("containerStatuses", [])}
@@ -180,7 +186,32 @@ def pod_words(pod: Raw) -> str | None:
     return None
 
 
-def _container_words(container: Raw) -> str | None:
+_MEMORY_FIELDS = {
+    "convert": "builder.resources.limits.memory",
+    "prove": "builder.resources.limits.memory",
+    "triton": "runtime.resources.limits.memory",
+}
+"""Where the user says a container's memory limit; that of the others is fixed."""
+
+
+def _memory_limits(pod: Raw) -> dict[str, str]:
+    spec = pod.get("spec", {})
+    found = {
+        container["name"]: container.get("resources", {}).get("limits", {}).get("memory")
+        for container in (*spec.get("initContainers", []), *spec.get("containers", []))
+    }
+    return {name: str(limit) for name, limit in found.items() if limit is not None}
+
+
+def _killed_for_memory(name: str, limit: str | None) -> str:
+    within = f", of which it may have {limit}" if limit else ""
+    field = _MEMORY_FIELDS.get(name)
+    return f"{name} was killed for want of memory{within} (OOMKilled): " + (
+        f"raise {field}" if field else "its limit is fixed, and a file that needs more is not to be had by it"
+    )
+
+
+def _container_words(container: Raw, memory: str | None = None) -> str | None:
     name = container["name"]
     state = container.get("state", {})
     ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
@@ -188,7 +219,7 @@ def _container_words(container: Raw) -> str | None:
     if ended.get("exitCode", 0) == 0:
         ended = {}
     if ended.get("reason") == "OOMKilled":
-        return f"{name} was killed for want of memory: raise its memory limit"
+        return _killed_for_memory(name, memory)
     message = _error_message(ended.get("message")) if ended else None
     if waiting.get("reason") in (None, "PodInitializing", "ContainerCreating"):
         return f"{name} ended with code {ended['exitCode']}: {message or ended.get('reason', '')}" if ended else None

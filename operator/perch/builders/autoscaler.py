@@ -44,14 +44,18 @@ def _pod_metric(metric: PodMetric) -> dict[str, Any]:
 
 def canonical(quantity: str) -> str:
     """The quantity as the API server stores it. Written otherwise, it would look like somebody's edit at every pass."""
-    number = quantity.rstrip("mkKMGTPEi")
-    suffix = quantity[len(number) :]
-    binary = suffix.endswith("i")
-    value = Decimal(number)
-    value *= Decimal(1024) ** _BINARY.index(suffix) if binary else Decimal(1000) ** (_DECIMAL.index(suffix) - 3)
-    if binary and value >= 1024 and value == value.to_integral_value():
+    value = amount(quantity)
+    if quantity.endswith("i") and value >= 1024 and value == value.to_integral_value():
         return _scaled(int(value), 1024, _BINARY)
     return _scaled(int((value * 10**9).to_integral_value(ROUND_CEILING)), 1000, _DECIMAL)
+
+
+def amount(quantity: str) -> Decimal:
+    """The number that a quantity stands for."""
+    number = quantity.rstrip("mkKMGTPEi")
+    suffix = quantity[len(number) :]
+    factor = Decimal(1024) ** _BINARY.index(suffix) if suffix.endswith("i") else Decimal(1000) ** (_DECIMAL.index(suffix) - 3)
+    return Decimal(number) * factor
 
 
 def _scaled(value: int, step: int, suffixes: tuple[str, ...]) -> str:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from perch.api import Architecture, Model, Repository, Resources, Spec, Version
 from perch.builders import CONTAINER_SECURITY, POD_SECURITY, SMALL, build_metadata, compact
+from perch.builders.autoscaler import amount
 from perch.builders.store import ca_env, ca_mount, ca_volume, credentials_env
 from perch.names import (
     ANNOTATION_REQUEST,
@@ -332,4 +333,9 @@ def _container(
 def _convert_resources(resources: Resources | None) -> dict[str, Any]:
     wanted = resources.model_dump(mode="json", by_alias=True, exclude_none=True) if resources else {}
     limits = {"memory": DEFAULT_MEMORY_LIMIT, **wanted.get("limits", {})}
-    return {"requests": {"cpu": "500m", "memory": "1Gi", **wanted.get("requests", {})}, "limits": limits}
+    # A request above its limit would be refused: where the user's limit is the lower of both, that much is asked for.
+    requests = {
+        name: least if name not in limits or amount(least) <= amount(str(limits[name])) else limits[name]
+        for name, least in {"cpu": "500m", "memory": "1Gi"}.items()
+    }
+    return {"requests": {**requests, **wanted.get("requests", {})}, "limits": limits}

@@ -10,7 +10,7 @@ import pytest
 
 from perch.api import HeaderMatch, Routing, Spec, Version
 from perch.builders.autoscaler import build_autoscaler, canonical
-from perch.builders.jobs import build_export_request
+from perch.builders.jobs import build_export_job, build_export_request
 from perch.builders.route import GRPC_METHODS, build_route, is_current, must_rehearse, read_weights, rest_paths
 from perch.builders.serving import build_deployment
 from perch.names import artifact_revision, serving_hash
@@ -325,3 +325,22 @@ def test_every_field_of_pictures_reaches_the_exporter() -> None:
     assert request.postprocessing is not None
     assert json.loads(request.preprocessing.to_json()) == entry["preprocessing"]
     assert json.loads(request.postprocessing.to_json()) == entry["postprocessing"]
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "limited"),
+    [
+        ({}, {"cpu": "500m", "memory": "1Gi"}, {"memory": "8Gi"}),
+        ({"limits": {"memory": "400Mi"}}, {"cpu": "500m", "memory": "400Mi"}, {"memory": "400Mi"}),
+        ({"limits": {"memory": "16Gi", "cpu": "0.25"}}, {"cpu": "0.25", "memory": "1Gi"}, {"memory": "16Gi", "cpu": "0.25"}),
+        ({"requests": {"memory": "2Gi"}, "limits": {"memory": "3G"}}, {"cpu": "500m", "memory": "2Gi"}, {"memory": "3G"}),
+    ],
+    ids=["nothing is said", "a small limit", "a large limit and few cores", "a request of the user's own"],
+)
+def test_convert_never_asks_for_more_than_its_limit(given: Any, asked: Any, limited: Any) -> None:
+    builder = {"resources": given} if given else {}
+    asked_for = spec(1, builder=builder)
+    identity, entry = Identity("vision", "digits", "uid-1", 1, "1"), asked_for.versions[0]
+    pod = build_export_job(identity, asked_for, entry, "0123abcd", INSTALLATION)["spec"]["template"]["spec"]
+    found = {c["name"]: c["resources"] for c in pod["initContainers"]}
+    assert found["convert"] == found["prove"] == {"requests": asked, "limits": limited}

@@ -10,7 +10,7 @@ import pytest
 from perch.cache import Cache
 from perch.execute import execute
 from perch.kube import DEPLOYMENT, ApiError
-from perch.observe import observe, pod_trouble, pod_words, route_facts, serving_facts
+from perch.observe import job_facts, observe, pod_trouble, pod_words, route_facts, serving_facts
 from perch.observed import Identity, PodTrouble, matches
 from perch.plan import Apply, Delete
 from perch.reconcile import Queue
@@ -75,6 +75,7 @@ def container(name: str, **state: Any) -> dict[str, Any]:
 
 
 PULL = {"reason": "ErrImagePull", "message": "no such image"}
+BACK_OFF = {"reason": "CrashLoopBackOff"}
 KILLED = {"exitCode": 137, "reason": "OOMKilled"}
 TOLD = Summary(
     outcome=Outcome.FAILED,
@@ -116,13 +117,106 @@ TOLD = Summary(
         ),
         pytest.param(
             {"initContainerStatuses": [container("convert", state={"terminated": KILLED})]},
-            "convert was killed for want of memory: raise its memory limit",
+            "convert was killed for want of memory, of which it may have 2Gi (OOMKilled): raise builder.resources.limits.memory",
             id="out of memory",
+        ),
+        pytest.param(
+            {"initContainerStatuses": [container("prove", state={"terminated": KILLED})]},
+            "prove was killed for want of memory, of which it may have 2Gi (OOMKilled): raise builder.resources.limits.memory",
+            id="out of memory while proving",
+        ),
+        pytest.param(
+            {"containerStatuses": [container("publish", state={"terminated": KILLED})]},
+            "publish was killed for want of memory, of which it may have 512Mi (OOMKilled): its limit is fixed, and a file that "
+            "needs more is not to be had by it",
+            id="out of memory that nobody can raise",
+        ),
+        pytest.param(
+            {"containerStatuses": [container("triton", lastState={"terminated": KILLED}, state={"waiting": BACK_OFF})]},
+            "triton was killed for want of memory (OOMKilled): raise runtime.resources.limits.memory",
+            id="out of memory where no limit is known",
+        ),
+        pytest.param(
+            {
+                "phase": "Failed",
+                "reason": "Evicted",
+                "message": 'Usage of EmptyDir volume "output" exceeds the limit "50Gi". ',
+                "initContainerStatuses": [container("convert", state={"terminated": {"exitCode": 137, "reason": "Error"}})],
+            },
+            'Evicted: Usage of EmptyDir volume "output" exceeds the limit "50Gi".',
+            id="a filled disk",
         ),
     ],
 )
 def test_a_pods_own_words(status: dict[str, Any], words: str | None) -> None:
-    assert pod_words({"metadata": {}, "status": status}) == words
+    limits = {"convert": "2Gi", "prove": "2Gi", "publish": "512Mi"}
+    spec = {"containers": [{"name": name, "resources": {"limits": {"memory": most}}} for name, most in limits.items()]}
+    assert pod_words({"metadata": {}, "spec": spec, "status": status}) == words
+
+
+def attempt(name: str, minute: int, *statuses: dict[str, Any]) -> dict[str, Any]:
+    owner = {"controller": True, "uid": "job-1"}
+    metadata = {"name": name, "creationTimestamp": f"2026-01-01T10:0{minute}:00Z", "ownerReferences": [owner]}
+    resources = {"limits": {"memory": "2Gi"}}
+    spec = {"initContainers": [{"name": "convert", "resources": resources}], "containers": [{"name": "publish"}]}
+    return {"metadata": metadata, "spec": spec, "status": {"initContainerStatuses": list(statuses)}}
+
+
+def export_job(*conditions: dict[str, Any]) -> dict[str, Any]:
+    metadata = {"name": "digits-v1-0123abcd", "uid": "job-1", "labels": {}, "annotations": {}}
+    return {"metadata": metadata, "spec": {"activeDeadlineSeconds": 90}, "status": {"conditions": list(conditions)}}
+
+
+OUT_OF_MEMORY = container("convert", state={"terminated": KILLED})
+AT_WORK = container("convert", state={"running": {}})
+LIMIT_REACHED = {
+    "type": "Failed",
+    "status": "True",
+    "reason": "BackoffLimitExceeded",
+    "message": "Job has reached the specified backoff limit",
+    "lastTransitionTime": "2026-01-01T10:09:00Z",
+}
+TOO_LATE = {
+    **LIMIT_REACHED,
+    "reason": "DeadlineExceeded",
+    "message": "Job was active longer than specified deadline",
+}
+
+
+@pytest.mark.parametrize(
+    ("job", "pods", "words"),
+    [
+        pytest.param(export_job(), [attempt("a", 1, AT_WORK)], None, id="the first attempt is at work"),
+        pytest.param(export_job(), [attempt("a", 1, OUT_OF_MEMORY)], "may have 2Gi (OOMKilled)", id="it is out of memory"),
+        pytest.param(
+            export_job(),
+            [attempt("b", 2, AT_WORK), attempt("a", 1, OUT_OF_MEMORY)],
+            "may have 2Gi (OOMKilled): raise builder.resources.limits.memory",
+            id="the attempt before was out of memory, and the next one is at work",
+        ),
+        pytest.param(
+            export_job(LIMIT_REACHED),
+            [attempt("a", 1, OUT_OF_MEMORY)],
+            "may have 2Gi (OOMKilled)",
+            id="it was out of memory always",
+        ),
+        pytest.param(
+            export_job(TOO_LATE),
+            [],
+            "it took longer than its 90 s and was ended (DeadlineExceeded): raise builder.activeDeadlineSeconds",
+            id="the deadline has passed, and its pods are deleted",
+        ),
+        pytest.param(
+            export_job(TOO_LATE),
+            [attempt("a", 1, OUT_OF_MEMORY)],
+            "longer than its 90 s",
+            id="the deadline has passed, pods linger",
+        ),
+    ],
+)
+def test_an_export_jobs_words(job: dict[str, Any], pods: list[dict[str, Any]], words: str | None) -> None:
+    said = job_facts(job, pods).words
+    assert words in said if words and said else said == words
 
 
 MISMATCH = Summary(
