@@ -41,7 +41,7 @@ shell: ## a shell with KUBECONFIG, kubectl and helm for the cluster NAME
 lint: ## ruff, mypy, import contracts
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PY) -m mypy -p perch -p perch_exporter -p devcluster -p demo -p bench -p faults -p chaos
+	@$(PY) -m mypy -p perch -p perch_exporter -p devcluster -p demo -p bench -p faults -p chaos -p exports
 	@$(dir $(PY))lint-imports
 
 .PHONY: test-unit

@@ -1,0 +1,170 @@
+"""Makes checkpoints, and what torch answers to some inputs. Needs torch: `made` runs this file by the exporter image's Python.
+
+Weights are random, or those of a file. Batch statistics are those of a batch, as training leaves them: with torch's own 0 and 1
+the answers of a deep network are all alike, and agreement about them would say nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+CHECKPOINT, ANSWERS = "checkpoint", "answers.npz"
+SAMPLES = 4
+_DYNAMIC = (96, 160)
+"""What stands for a -1 in a shape, by its place among them."""
+_CLASSES_OF_TWO_HEADS = 5
+
+
+@dataclass(frozen=True)
+class Order:
+    """A network, and the form of its checkpoint."""
+
+    folder: str
+    """Gets CHECKPOINT and ANSWERS: arrays inputs/<name> and outputs/<name>."""
+    network: str
+    """As architecture.name has it, or two_heads."""
+    form: str
+    """StateDict, Training (an epoch's dict, of a DataParallel's keys), SafeTensors, TorchScript, TorchExport or ONNX."""
+    inputs: Sequence[dict[str, Any]]
+    """As the version's: name, dataType, shape."""
+    outputs: Sequence[str]
+    weights: str | None = None
+    """A state dict to take in place of random weights."""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """The constructor's."""
+    layer: str | None = None
+    """Answers are this layer's."""
+
+
+def made(orders: Sequence[Order]) -> None:
+    """Carries them out. Their folders must be below /tmp, which the exporter image's environment shares with the machine."""
+    from devcluster import images
+
+    command = [*images.exporter_python(), Path(__file__), json.dumps([asdict(order) for order in orders])]
+    environment = {**os.environ, "HOME": "/tmp"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"the checkpoints were not made: {(done.stdout + done.stderr)[-3000:]}")
+
+
+# --- with torch
+
+
+def carry_out(orders: str) -> None:
+    for order in json.loads(orders):
+        _carry_out(Order(**order))
+
+
+def _carry_out(order: Order) -> None:
+    import numpy as np
+    import torch
+
+    folder = Path(order.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    inputs = {spec["name"]: _make_input(spec) for spec in order.inputs}
+    model = _build(order, inputs)
+    with torch.inference_mode():
+        answer = _serving(model, order.layer)(*inputs.values())
+    answers = answer if isinstance(answer, tuple) else (answer,)
+    found = {f"inputs/{name}": tensor.numpy() for name, tensor in inputs.items()}
+    found |= {f"outputs/{name}": tensor.numpy() for name, tensor in zip(order.outputs, answers, strict=True)}
+    np.savez(folder / ANSWERS, **found)
+    _write(model, order, tuple(inputs.values()), folder / CHECKPOINT)
+
+
+def _make_input(spec: dict[str, Any]) -> Any:
+    """[SAMPLES, *shape]: pictures that differ in level and contrast, since noise alone averages out in a deep network."""
+    import torch
+
+    sizes = iter(_DYNAMIC)
+    shape = [next(sizes) if size == -1 else size for size in spec["shape"]]
+    if spec["dataType"] == "INT64":
+        return torch.randint(0, 10, (SAMPLES, *shape))
+    spread = [SAMPLES] + [1] * len(shape)
+    level, contrast = torch.linspace(-1, 1, SAMPLES).reshape(spread), torch.linspace(0.5, 1.5, SAMPLES).reshape(spread)
+    return level + contrast * torch.randn(SAMPLES, *shape)
+
+
+def _build(order: Order, inputs: dict[str, Any]) -> Any:
+    import torch
+    from torch import nn
+
+    if order.network == "two_heads":
+        from exports.two_heads import TwoHeads
+
+        model: Any = TwoHeads(_CLASSES_OF_TWO_HEADS)
+    elif order.network.startswith("torchvision:"):
+        import torchvision
+
+        name = order.network.removeprefix("torchvision:")
+        # Their own initialization takes half a minute.
+        more = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        model = torchvision.models.get_model(name, weights=None, **order.parameters, **more)
+    else:
+        from perch_exporter.architectures import LeNet5, ZFNet
+
+        model = {"lenet5": LeNet5, "zfnet": ZFNet}[order.network](**order.parameters)
+    if order.weights is not None:
+        model.load_state_dict(torch.load(order.weights, weights_only=True))
+        return model.eval()
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train()
+            module.momentum = 1.0
+    with torch.no_grad():
+        model(*inputs.values())
+    return model.eval()
+
+
+def _serving(model: Any, layer: str | None) -> Any:
+    if layer is None:
+        return model
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    extractor = create_feature_extractor(model, [layer])
+    return lambda *inputs: extractor(*inputs)[layer]
+
+
+def _write(model: Any, order: Order, inputs: tuple[Any, ...], path: Path) -> None:
+    import torch
+
+    weights = model.state_dict()
+    batch = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs)
+    match order.form:
+        case "StateDict":
+            torch.save(weights, path)
+        case "Training":
+            content = {f"module.{key}": value for key, value in weights.items()}
+            torch.save({"epoch": 3, "model": content, "optimizer": {"lr": 0.1}}, path)
+        case "SafeTensors":
+            from safetensors.torch import save_file
+
+            save_file(weights, path)
+        case "TorchScript":
+            torch.jit.script(model).save(path)
+        case "TorchExport":
+            program = path.with_suffix(".pt2")  # torch insists on it
+            torch.export.save(torch.export.export(model, inputs, dynamic_shapes=batch), program)
+            program.rename(path)
+        case "ONNX":
+            names = {"input_names": [spec["name"] for spec in order.inputs], "output_names": list(order.outputs)}
+            written = torch.onnx.export(
+                model, inputs, dynamo=True, dynamic_shapes=batch, opset_version=18, verbose=False, **names
+            )
+            written.save(path, external_data=False)
+        case other:
+            raise ValueError(f"no form {other}")
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    carry_out(sys.argv[1])
