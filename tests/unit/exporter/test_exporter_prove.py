@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import html
+import io
 import json
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from exporter_builders import file_request
+from exporter_builders import PICTURES, convert_and_prove, file_request, wheel_folder
 
 from perch_exporter.contract import ExportRequest, Figures, Reason
 from perch_exporter.failure import StepFailed
 from perch_exporter.fetch import fetch
+from perch_exporter.picture_samples import load_pictures
 from perch_exporter.samples import Golden, load_golden, save_golden
 from perch_exporter.workspace import ANSWERS, FIGURES, GOLDEN, MODEL, REFERENCE, REPORT, Workspace
+from perch_exporter.workspace import PICTURES as PICTURES_FILE
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch", reason="needs the exporter image's environment: torch is not installed here")
 
 import onnx  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from perch_exporter.architectures import LeNet5  # noqa: E402
 from perch_exporter.convert import convert  # noqa: E402
@@ -203,3 +208,81 @@ def test_a_graph_is_counted_with_what_its_branches_hold(export: Export) -> None:
     assert dict(facts.operators)["Conv"] == 3
     assert facts.opset == 18
     assert json.loads((export.output / REFERENCE).read_text())["eagerSeconds"] > 0
+
+
+# --- data sets of real samples ------------------------------------------------------------------------------------------------
+
+
+def checkpoint(root: Path) -> Path:
+    torch.manual_seed(0)
+    torch.save(LeNet5().eval().state_dict(), root / "v1.pt")
+    return root / "v1.pt"
+
+
+def named(path: Path) -> dict[str, str]:
+    return {"uri": path.as_uri(), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def proven(asked: ExportRequest, root: Path) -> tuple[Figures, Workspace]:
+    workspace = Workspace(root / "work")
+    fetch(asked, workspace, {})
+    convert_and_prove(asked, workspace)
+    return Figures.from_json((workspace.proof / FIGURES).read_bytes()), workspace
+
+
+def test_samples_of_ones_own_are_what_parity_is_judged_on(tmp_path: Path) -> None:
+    images = np.random.default_rng(1).standard_normal((300, 1, 28, 28)).astype(np.float32)
+    np.savez(tmp_path / "some.npz", image=images)
+    asked = file_request(tmp_path, checkpoint(tmp_path), verification={"samples": named(tmp_path / "some.npz")})
+    figures, workspace = proven(asked, tmp_path)
+    assert figures.parity.samples == 16
+    golden = load_golden(workspace.output / GOLDEN)
+    assert np.array_equal(golden.inputs["image"][[0, -1]], images[[0, -1]])
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fetch refuses before minutes of work what publish could not send along."""
+    monkeypatch.setenv("PERCH_PILLOW_WHEELS", str(wheel_folder(tmp_path / "wheels")))
+
+
+def pictures(root: Path, count: int) -> Path:
+    random = np.random.default_rng(2)
+    with zipfile.ZipFile(root / "pictures.zip", "w") as archive:
+        for number in range(count):
+            packed = io.BytesIO()
+            pixels = np.kron(random.integers(0, 256, (8, 8)), np.ones((4, 4))).astype(np.uint8)
+            Image.fromarray(pixels).save(packed, "PNG")
+            archive.writestr(f"digit {number % 10}/{number}.png", packed.getvalue())
+    return root / "pictures.zip"
+
+
+@pytest.mark.usefixtures("wheels")
+def test_accuracy_is_measured_on_pictures_and_pods_are_asked_those_very_pictures(tmp_path: Path) -> None:
+    data = pictures(tmp_path, 40)
+    gate = {"dataset": named(data), "minimum": "0", "maximumDrop": "0"}
+    asked = file_request(tmp_path, checkpoint(tmp_path), **PICTURES, verification__accuracy=gate)
+    figures, workspace = proven(asked, tmp_path)
+    assert figures.accuracy is not None
+    assert figures.accuracy.samples == 40
+    with zipfile.ZipFile(data) as archive:
+        real = {archive.read(name) for name in archive.namelist()}
+    golden = load_pictures(workspace.output / PICTURES_FILE, load_golden(workspace.output / GOLDEN).samples)
+    assert len(golden) == 16
+    assert set(golden) <= real
+    assert re.search(r"digit \d, taken for digit \d", (workspace.proof / REPORT).read_text())
+
+
+@pytest.mark.usefixtures("wheels")
+def test_int8_behind_pictures_is_calibrated_by_pictures_and_by_no_arrays(tmp_path: Path) -> None:
+    weights = checkpoint(tmp_path)
+    conversion = {"precision": "INT8", "calibration": named(pictures(tmp_path, 40))}
+    figures, workspace = proven(file_request(tmp_path, weights, **PICTURES, conversion=conversion), tmp_path)
+    assert figures.parity.samples == 40
+    assert (workspace.output / PICTURES_FILE).exists()
+
+    np.savez(tmp_path / "arrays.npz", image=np.zeros((16, 1, 28, 28), np.float32))
+    conversion = {"precision": "INT8", "calibration": named(tmp_path / "arrays.npz")}
+    with pytest.raises(StepFailed, match="give a zip or tar of them") as failed:
+        proven(file_request(tmp_path, weights, **PICTURES, conversion=conversion), tmp_path / "arrays")
+    assert failed.value.reason is Reason.DATASET_UNREADABLE
