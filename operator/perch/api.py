@@ -1475,6 +1475,35 @@ class Runtime(Model):
     )
 
 
+class Egress(Model):
+    """Where export pods may connect to, besides public addresses."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            ("has(self.cidr) != has(self.namespace)", "give one of both: cidr, or namespace"),
+        )
+    )
+    cidr: str | None = Field(
+        None,
+        min_length=1,
+        max_length=43,
+        json_schema_extra=_rules(("isCIDR(self)", "write a range of addresses, such as 10.20.0.7/32")),
+        description="Addresses outside the cluster, such as 10.20.0.7/32. For a server within it name its namespace: a policy is "
+        "not asked about a Service's own address.",
+    )
+    namespace: NamespaceName | None = Field(None, description="All pods of this namespace, such as the object store's.")
+
+
+class NetworkPolicy(Model):
+    """What the pods of export Jobs may reach: DNS, public addresses on the ports of the spec's endpoints, and what is listed."""
+
+    allow: list[Egress] | None = Field(
+        None,
+        max_length=32,
+        description="What is allowed besides, on any port: an object store in the cluster or in a private network.",
+    )
+
+
 class Builder(Model):
     """How export Jobs run. Mutable; a change concerns later Jobs only."""
 
@@ -1492,6 +1521,12 @@ class Builder(Model):
         le=86400,
         json_schema_extra={"format": "int32"},
         description="Longest time for one export, seconds; 3600 if omitted.",
+    )
+    network_policy: NetworkPolicy | None = Field(
+        None,
+        description="Make a NetworkPolicy for the pods of export Jobs, which run your checkpoint and code: no private addresses "
+        "and no metadata service except what allow lists. It needs a network that enforces policies. None is made if omitted; "
+        "networkPolicy: {} is enough where the object store has a public address.",
     )
 
 

@@ -47,9 +47,10 @@ POD = Kind("Pod", "v1", "pods")
 BUDGET = Kind("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets")
 AUTOSCALER = Kind("HorizontalPodAutoscaler", "autoscaling/v2", "horizontalpodautoscalers")
 ROUTE = Kind("HTTPRoute", "gateway.networking.k8s.io/v1", "httproutes")
+POLICY = Kind("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies")
 EVENT = Kind("Event", "v1", "events")
 NAMESPACE = Kind("Namespace", "v1", "namespaces")
-CHILDREN = (JOB, DEPLOYMENT, SERVICE, POD, BUDGET, AUTOSCALER, ROUTE)
+CHILDREN = (JOB, DEPLOYMENT, SERVICE, POD, BUDGET, AUTOSCALER, ROUTE, POLICY)
 BY_KIND = {kind.kind: kind for kind in (*CHILDREN, MODEL_DEPLOYMENT)}
 
 

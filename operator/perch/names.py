@@ -63,6 +63,11 @@ def export_job_name(name: str, version: int, revision: str) -> str:
     return f"{name}-v{version}-{revision}"
 
 
+def export_policy_name(name: str) -> str:
+    """Name of the NetworkPolicy of all export pods."""
+    return f"{name}-export"
+
+
 def cleanup_job_name(name: str, revision: str) -> str:
     return f"{name}-{revision}-delete"
 

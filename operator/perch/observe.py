@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from perch.builders.route import read_weights
 from perch.cache import Cache, Key
-from perch.kube import AUTOSCALER, BUDGET, DEPLOYMENT, JOB, POD, ROUTE, SERVICE, Kind
+from perch.kube import AUTOSCALER, BUDGET, DEPLOYMENT, JOB, POD, POLICY, ROUTE, SERVICE, Kind
 from perch.names import ANNOTATION_REVISION, ANNOTATION_SERVING_HASH, LABEL_COMPONENT, LABEL_VERSION
 from perch.observed import JobFacts, JobState, Observed, PodTrouble, RouteFacts, ServingFacts
 from perch_exporter.contract import Outcome, Reason, Summary
@@ -49,6 +49,7 @@ def observe(cache: Cache, owner: Key, uid: str) -> Observed:
         services={name: s["spec"] for name, s in own(SERVICE).items()},
         budgets={name: b["spec"] for name, b in own(BUDGET).items()},
         autoscalers={name: a["spec"] for name, a in own(AUTOSCALER).items()},
+        policies={name: p["spec"] for name, p in own(POLICY).items()},
         route=route_facts(route, owner[1]) if route else None,
         gateway_api=cache.gateway_api,
     )

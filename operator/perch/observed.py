@@ -129,6 +129,8 @@ class Observed:
     """PodDisruptionBudget specs by name."""
     autoscalers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """HorizontalPodAutoscaler specs by name."""
+    policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """NetworkPolicy specs by name."""
     route: RouteFacts | None = None
     exporting: frozenset[str] = frozenset()
     """Artifact revisions whose export pods still run, even where their Job is gone already."""

@@ -225,7 +225,11 @@ def full_spec(versions: int = 2) -> dict[str, Any]:
             "sharedMemorySize": "1Gi",
             "responseCacheMebibytes": 256,
         },
-        "builder": {**scheduling, "activeDeadlineSeconds": 1800},
+        "builder": {
+            **scheduling,
+            "activeDeadlineSeconds": 1800,
+            "networkPolicy": {"allow": [{"cidr": "10.20.0.7/32"}, {"namespace": "storage"}]},
+        },
         "routing": {
             "parentRefs": [{"name": "gateway", "namespace": "gateways", "sectionName": "http", "port": 80}],
             "hostnames": ["digits.example.com", "*.digits.example.com"],
@@ -1510,6 +1514,27 @@ REFUSED_WHEN_CREATED = [
         False,
     ),
     Refusal("a variable's name has a dash", put("runtime/env/0/name", "A-B"), "spec.runtime.env[0].name", "name of a variable"),
+    Refusal(
+        "an address is no range",
+        put("builder/networkPolicy/allow/0/cidr", "10.20.0.7"),
+        "spec.builder.networkPolicy.allow[0].cidr",
+        "such as 10.20.0.7/32",
+        False,
+    ),
+    Refusal(
+        "a range and a namespace are one entry",
+        put("builder/networkPolicy/allow/0/namespace", "storage"),
+        "spec.builder.networkPolicy.allow[0]",
+        "give one of both",
+        False,
+    ),
+    Refusal(
+        "nothing in particular is allowed",
+        put("builder/networkPolicy/allow/0", {}),
+        "spec.builder.networkPolicy.allow[0]",
+        "give one of both",
+        False,
+    ),
     Refusal(
         "an export has no time",
         put("builder/activeDeadlineSeconds", 1),

@@ -8,7 +8,9 @@ import pytest
 
 from perch.api import Spec
 from perch.builders.autoscaler import build_autoscaler
+from perch.builders.network import build_export_policy
 from perch.builders.serving import build_budget, build_deployment, build_service
+from perch.kube import BY_KIND
 from perch.names import FIELD_MANAGER, artifact_revision
 from perch.observed import Identity, Installation, matches
 from tests.api.test_admission import autoscaled_spec
@@ -26,7 +28,7 @@ QUANTITIES: list[int | str] = [
 
 def apply(api: ApiServer, body: dict[str, Any], **parameters: str) -> dict[str, Any]:
     group = f"apis/{body['apiVersion']}" if "/" in body["apiVersion"] else f"api/{body['apiVersion']}"
-    kind, name = body["kind"].lower() + "s", body["metadata"]["name"]
+    kind, name = BY_KIND[body["kind"]].plural, body["metadata"]["name"]
     answer = api.client.patch(
         f"/{group}/namespaces/default/{kind}/{name}",
         json=body,
@@ -50,6 +52,12 @@ def test_an_autoscaler_is_stored_as_it_was_built(api: ApiServer, quantity: int |
 def test_service_and_budget_are_stored_as_they_were_built(api: ApiServer) -> None:
     for built in (build_service(IDENTITY, 2), build_budget(IDENTITY, 2)):
         assert matches(built["spec"], apply(api, built, dryRun="All")["spec"])
+
+
+def test_a_network_policy_is_valid_and_stored_as_it_was_built(api: ApiServer) -> None:
+    built = build_export_policy(IDENTITY, Spec.model_validate(autoscaled_spec()))
+    assert len(built["spec"]["egress"]) == 4
+    assert matches(built["spec"], apply(api, built, dryRun="All")["spec"])
 
 
 def test_the_handover_to_an_autoscaler_keeps_the_pods_only_where_replicas_is_named(api: ApiServer) -> None:

@@ -18,7 +18,7 @@ from perch.api import DeletionPolicy, Spec, Status, VersionStatus, Weights, Weig
 from perch.names import FINALIZER, serving_name
 from perch.observed import Identity, Installation, Observed
 from perch.plan.context import Action, Apply, Context, Delete, Plan, Scale, SetFinalizer, say_invalid
-from perch.plan.exports import plan_export
+from perch.plan.exports import plan_export, plan_export_policy
 from perch.plan.removal import plan_deletion, plan_removed
 from perch.plan.rollout import (
     DESPERATE,
@@ -46,6 +46,7 @@ def plan(identity: Identity, spec: Spec, status: Status, observed: Observed, ins
     if wants_finalizer != (FINALIZER in identity.finalizers):
         ctx.actions.append(SetFinalizer(wants_finalizer))
 
+    plan_export_policy(ctx)
     exported = {entry.version: plan_export(ctx, entry) for entry in spec.versions}
     progress = decide_rollout(ctx, exported)
     replicas = _replicas(ctx, progress)

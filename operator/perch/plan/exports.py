@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from perch.api import AccuracyStatus, ParityStatus, Phase, Version, VersionStatus
 from perch.builders.jobs import build_export_job
-from perch.names import artifact_revision
-from perch.observed import JobFacts, JobState
+from perch.builders.network import build_export_policy
+from perch.names import artifact_revision, export_policy_name
+from perch.observed import JobFacts, JobState, matches
 from perch.plan.context import Apply, Context, Delete, say_invalid
 from perch.status import format_time, parse_time
 from perch_exporter import contract
@@ -19,6 +20,25 @@ BACKOFF = (15, 30, 60, 120, 300)
 """Seconds until a failed export is tried again, by attempt; the last one stays."""
 LAST_WORDS = timedelta(seconds=15)
 """How long a finished Job may go without its pod's termination message: the two are watched apart."""
+
+
+def plan_export_policy(ctx: Context) -> None:
+    """The NetworkPolicy of export pods, as the spec asks; see `_confined` for what waits for it."""
+    name = export_policy_name(ctx.identity.name)
+    if ctx.spec.builder.network_policy is not None:
+        if not _confined(ctx):
+            ctx.actions.append(Apply(build_export_policy(ctx.identity, ctx.spec)))
+    elif name in ctx.observed.policies:
+        ctx.actions.append(Delete("NetworkPolicy", name))
+
+
+def _confined(ctx: Context) -> bool:
+    """Whether a pod that starts now has the policy that it shall have. None is started before: it could run without."""
+    if ctx.spec.builder.network_policy is None:
+        return True
+    policy = build_export_policy(ctx.identity, ctx.spec)
+    # A rule more, too, is somebody's: lists are compared whole.
+    return matches(policy["spec"], ctx.observed.policies.get(policy["metadata"]["name"]))
 
 
 def plan_export(ctx: Context, entry: Version) -> VersionStatus:
@@ -71,6 +91,9 @@ def _start_export(ctx: Context, entry: Version, known: VersionStatus) -> Version
         job = build_export_job(ctx.identity, ctx.spec, entry, known.artifact_revision, ctx.installation)
     except ValidationError as refused:
         return known.model_copy(update={"phase": Phase.FAILED, "message": say_invalid(refused, f"versions[{entry.version}]")})
+    if not _confined(ctx):
+        waiting = "waiting until the NetworkPolicy that builder.networkPolicy asks for is there"
+        return known.model_copy(update={"phase": Phase.EXPORTING, "message": waiting, "retry_at": None})
     ctx.actions.append(Apply(job))
     return known.model_copy(update={"phase": Phase.EXPORTING, "message": None, "retry_at": None})
 

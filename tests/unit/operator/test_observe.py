@@ -470,12 +470,13 @@ def test_every_kind_of_child_is_seen_and_those_of_a_former_owner_are_not() -> No
     for uid, name in (("uid-1", "digits-v1"), ("uid-0", "digits-v7")):
         labels = {"serving.perch.dev/model-deployment": "digits", "serving.perch.dev/version": "1"}
         meta = {"name": name, "namespace": "vision", "labels": labels, "ownerReferences": [{"uid": uid, "controller": True}]}
-        for kind in ("Service", "PodDisruptionBudget", "HorizontalPodAutoscaler"):
+        for kind in ("Service", "PodDisruptionBudget", "HorizontalPodAutoscaler", "NetworkPolicy"):
             cache.absorb({"kind": kind, "metadata": meta, "spec": {"of": kind}})
     seen = observe(cache, ("vision", "digits"), "uid-1")
     assert dict(seen.services) == {"digits-v1": {"of": "Service"}}
     assert dict(seen.budgets) == {"digits-v1": {"of": "PodDisruptionBudget"}}
     assert dict(seen.autoscalers) == {"digits-v1": {"of": "HorizontalPodAutoscaler"}}
+    assert dict(seen.policies) == {"digits-v1": {"of": "NetworkPolicy"}}
 
 
 def test_what_the_server_or_others_add_is_no_drift_and_what_they_change_is() -> None:

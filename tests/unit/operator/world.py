@@ -73,6 +73,7 @@ class World:
     """Names of Deployments that were rendered (not scaled), in order."""
     plans: list[Plan] = field(default_factory=list)
     autoscalers: dict[str, Any] = field(default_factory=dict)
+    policies: dict[str, Any] = field(default_factory=dict)
     accuracies: dict[int, Accuracy] = field(default_factory=dict)
     """What the exports of a version find."""
     gathered: Gathered | None = None
@@ -98,6 +99,7 @@ class World:
             gateway_api=self.gateway_api,
             namespace_terminating=self.namespace_terminating,
             autoscalers=dict(self.autoscalers),
+            policies=dict(self.policies),
             gathered=self.gathered,
         )
 
@@ -250,6 +252,8 @@ class World:
                 self.budgets.pop(name, None)
             case Delete(kind="HorizontalPodAutoscaler", name=name):
                 self.autoscalers.pop(name, None)
+            case Delete(kind="NetworkPolicy", name=name):
+                self.policies.pop(name, None)
             case Delete(kind="HTTPRoute"):
                 self.route = None
             case SetFinalizer(present=present):
@@ -288,6 +292,9 @@ class World:
 
     def _apply_horizontalpodautoscaler(self, body: dict[str, Any], meta: dict[str, Any]) -> None:
         self.autoscalers[meta["name"]] = body["spec"]
+
+    def _apply_networkpolicy(self, body: dict[str, Any], meta: dict[str, Any]) -> None:
+        self.policies[meta["name"]] = body["spec"]
 
     def _apply_httproute(self, body: dict[str, Any], meta: dict[str, Any]) -> None:
         weights = read_weights(body["spec"], "digits")
