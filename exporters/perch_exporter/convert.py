@@ -36,7 +36,7 @@ from perch_exporter.contract import (
     Reference,
     TensorSpec,
 )
-from perch_exporter.datasets import FEWEST_CALIBRATION, MOST_CALIBRATION, Picked, open_data_set
+from perch_exporter.datasets import FEWEST_CALIBRATION, FEWEST_SAMPLES, MOST_CALIBRATION, Picked, open_data_set
 from perch_exporter.failure import StepFailed
 from perch_exporter.handover import has_dynamic_sizes
 from perch_exporter.onnx_file import check_onnx, check_signature
@@ -168,6 +168,11 @@ def _samples(request: ExportRequest, workspace: Workspace, reference: Ask) -> tu
     picked = _made(request, count)
     if data is not None:
         there = open_data_set(workspace.object(data), request)
+        if there.samples < FEWEST_SAMPLES:
+            raise StepFailed(
+                Reason.DATASET_UNREADABLE,
+                f"{data} has {there.samples} samples, and {FEWEST_SAMPLES} are the fewest whose answers can be compared",
+            )
         if data == CALIBRATION and there.samples < FEWEST_CALIBRATION:
             raise StepFailed(
                 Reason.DATASET_UNREADABLE,

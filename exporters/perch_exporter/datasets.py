@@ -33,6 +33,7 @@ from perch_exporter.picture_samples import prepare_pictures
 from perch_exporter.samples import NAMES, Array, Tensors, fits
 
 LABELS = "labels"
+FEWEST_SAMPLES = 4
 FEWEST_CALIBRATION, MOST_CALIBRATION = 16, 128
 _MOST_SAMPLES = 10_000_000
 _PICKED_FROM, _PICK_BATCH = 10_000, 64

@@ -240,6 +240,14 @@ def test_samples_of_ones_own_are_what_parity_is_judged_on(tmp_path: Path) -> Non
     assert np.array_equal(golden.inputs["image"][[0, -1]], images[[0, -1]])
 
 
+def test_a_set_of_a_few_samples_proves_nothing_and_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "some.npz", image=np.zeros((3, 1, 28, 28), np.float32))
+    asked = file_request(tmp_path, checkpoint(tmp_path), verification={"samples": named(tmp_path / "some.npz")})
+    with pytest.raises(StepFailed, match=r"verification.parity.samples has 3 samples, and 4 are the fewest") as failed:
+        proven(asked, tmp_path)
+    assert failed.value.reason is Reason.DATASET_UNREADABLE
+
+
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """fetch refuses before minutes of work what publish could not send along."""
