@@ -517,13 +517,17 @@ class ExportRequest(_Contract):
             if self.postprocessing is not None:
                 raise ValueError("postprocessing needs preprocessing: labels are answered to pictures")
             return self
-        if len(self.inputs) != 1 or not self.preprocessing.fits(self.inputs[0].shape):
+        if len(self.inputs) != 1 or self.inputs[0].data_type is not DataType.FP32:
+            raise ValueError("preprocessing makes one input of type FP32, and the network takes something else")
+        if not self.preprocessing.fits(self.inputs[0].shape):
             shapes = ", ".join(str(list(tensor.shape)) for tensor in self.inputs)
             raise ValueError(f"what preprocessing makes of a picture is not the one input that the network takes, {shapes}")
         if self.triton.max_batch_size == 0:
             raise ValueError("preprocessing needs maxBatchSize of 1 or more")
         if self.postprocessing is not None:
             classes = [tensor.shape for tensor in self.outputs]
+            if self.outputs[0].data_type is not DataType.FP32:
+                raise ValueError("postprocessing ranks scores of type FP32, and the network gives something else")
             if len(classes) != 1 or len(classes[0]) != 1 or classes[0][0] < self.postprocessing.top_k:
                 raise ValueError(
                     f"postprocessing needs one output [classes] of at least topK {self.postprocessing.top_k} classes"

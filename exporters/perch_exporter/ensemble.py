@@ -18,7 +18,7 @@ import perch_exporter
 from perch_exporter.contract import POSTPROCESS, PREPROCESS, ExportRequest, Postprocessing, Preprocessing, Reason
 from perch_exporter.failure import StepFailed
 from perch_exporter.ranking import Ranking
-from perch_exporter.triton_config import LABELS
+from perch_exporter.triton_config import LABELS, tensor_of
 
 IMAGE, LABEL_NAMES, SCORES = "image", "labels", "scores"
 """Tensors that clients see: bytes of a picture in, [topK] names and scores out."""
@@ -87,7 +87,7 @@ def _ensemble(request: ExportRequest) -> pb.ModelConfig:
         steps.append(_step(request.model_name + POSTPROCESS, version, {output: f"network {output}"}, names))
         outputs = _ranked(request.postprocessing)
     else:
-        outputs = [pb.ModelOutput(name=spec.name, data_type=pb.TYPE_FP32, dims=spec.shape) for spec in request.outputs]
+        outputs = [pb.ModelOutput(**tensor_of(spec)) for spec in request.outputs]
     config = pb.ModelConfig(
         name=request.model_name,
         platform="ensemble",

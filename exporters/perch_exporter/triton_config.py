@@ -50,8 +50,8 @@ def build_config(request: ExportRequest, sample_shapes: Sequence[Sequence[int]] 
         name=request.network_name,
         backend="onnxruntime",
         max_batch_size=triton.max_batch_size,
-        input=[pb.ModelInput(**_tensor(spec, batch)) for spec in request.inputs],
-        output=[pb.ModelOutput(**_tensor(spec, batch)) for spec in request.outputs],
+        input=[pb.ModelInput(**tensor_of(spec, batch)) for spec in request.inputs],
+        output=[pb.ModelOutput(**tensor_of(spec, batch)) for spec in request.outputs],
         instance_group=[pb.ModelInstanceGroup(count=triton.instance_count, kind=_KINDS[triton.instance_kind])],
         version_policy=pb.ModelVersionPolicy(specific=pb.ModelVersionPolicy.Specific(versions=[request.version])),
     )
@@ -88,7 +88,7 @@ def parse_config(text: str) -> pb.ModelConfig:
     return text_format.Parse(text, pb.ModelConfig())
 
 
-def _tensor(spec: TensorSpec, batch: list[int]) -> dict[str, object]:
+def tensor_of(spec: TensorSpec, batch: Sequence[int] = ()) -> dict[str, object]:
     return {"name": spec.name, "data_type": pb.DataType.Value(f"TYPE_{spec.data_type}"), "dims": [*batch, *spec.shape]}
 
 

@@ -777,15 +777,17 @@ class Version(Model):
             ),
             (
                 "!has(self.postprocessing) || self.outputs.size() == 1 && "
-                "self.outputs.all(o, o.shape.size() == 1 && o.shape[0] >= self.postprocessing.topK)",
-                "postprocessing ranks one output of shape [classes]: give outputs such a one, and a topK of at most its classes",
+                "self.outputs.all(o, o.dataType == 'FP32' && o.shape.size() == 1 && o.shape[0] >= self.postprocessing.topK)",
+                "postprocessing ranks one output of FP32 and shape [classes]: give outputs such a one, and a topK of at most its "
+                "classes",
                 ".postprocessing",
             ),
             (
-                f"!has(self.preprocessing) || self.inputs.size() == 1 && self.inputs.all(i, i.shape.size() == 3 && {_DEPTH} == "
+                "!has(self.preprocessing) || self.inputs.size() == 1 && self.inputs.all(i, i.dataType == 'FP32' && "
+                f"i.shape.size() == 3 && {_DEPTH} == "
                 "(has(self.preprocessing.decode) && self.preprocessing.decode == 'L' ? 1 : 3))",
-                "preprocessing makes one tensor of 3 channels (decode: RGB) or 1 (L), first in its shape (layout: CHW) or last "
-                "(HWC): set decode and layout so that they fit the input's shape",
+                "preprocessing makes one tensor of FP32, of 3 channels (decode: RGB) or 1 (L), first in its shape (layout: CHW) "
+                "or last (HWC): set decode and layout so that they fit the input's shape",
                 ".preprocessing",
             ),
             (

@@ -1277,7 +1277,21 @@ REFUSED_WHEN_CREATED = [
         "an output is no row of classes",
         both(put("versions/0/outputs/0/shape", [10, 1]), drop("versions/0/triton/labels")),
         f"{V}.postprocessing",
-        "one output of shape [classes]",
+        "one output of FP32 and shape [classes]",
+        False,
+    ),
+    Refusal(
+        "pictures are made for a network that takes whole numbers",
+        put("versions/0/inputs/0/dataType", "UINT8"),
+        f"{V}.preprocessing",
+        "one tensor of FP32",
+        False,
+    ),
+    Refusal(
+        "whole numbers are ranked",
+        put("versions/0/outputs/0/dataType", "INT64"),
+        f"{V}.postprocessing",
+        "one output of FP32",
         False,
     ),
     Refusal(
