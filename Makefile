@@ -12,7 +12,7 @@ PY = $(eval PY := $$(shell hack/bootstrap))$(if $(PY),$(PY),$(error the tool env
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  NAME=demo    the cluster's name: clusters stand beside each other"
 	@echo "  GPUS=1       nvidia.com/gpu that its node says it has"
@@ -57,6 +57,10 @@ test-torch: ## the exporter's tests that need torch, in its image's environment
 e2e: ## end-to-end tests on a cluster of their own (NAME=test)
 	@$(PY) -m devcluster up --name $${PERCH_TEST_CLUSTER:-test} --gpus 1
 	@$(PY) -m pytest tests/e2e -o timeout=1200
+
+.PHONY: e2e-exports
+e2e-exports: ## every architecture, format and precision exported, served and asked (an hour or more)
+	@$(PY) -m exports
 
 .PHONY: chaos
 chaos: ## every fault under live load, counted, on a cluster of its own (long)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,8 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-CHECKPOINT, ANSWERS = "checkpoint", "answers.npz"
+CHECKPOINT, ANSWERS, CALIBRATION, PICTURE = "checkpoint", "answers.npz", "calibration.npz", "picture.jpg"
 SAMPLES = 4
+_CALIBRATION = 32
 _DYNAMIC = (96, 160)
 """What stands for a -1 in a shape, by its place among them."""
 _CLASSES_OF_TWO_HEADS = 5
@@ -27,7 +29,8 @@ class Order:
     """A network, and the form of its checkpoint."""
 
     folder: str
-    """Gets CHECKPOINT and ANSWERS: arrays inputs/<name> and outputs/<name>."""
+    """Gets CHECKPOINT, CALIBRATION, and ANSWERS: arrays inputs/<name> and outputs/<name>. If it holds a PICTURE, that is the
+    input, as ImageNet's usual transforms make it."""
     network: str
     """As architecture.name has it, or two_heads."""
     form: str
@@ -54,6 +57,11 @@ def made(orders: Sequence[Order]) -> None:
         raise RuntimeError(f"the checkpoints were not made: {(done.stdout + done.stderr)[-3000:]}")
 
 
+def snake(name: str) -> str:
+    """A parameter as a constructor calls it: num_classes for numClasses."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
 # --- with torch
 
 
@@ -69,8 +77,11 @@ def _carry_out(order: Order) -> None:
     folder = Path(order.folder)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    inputs = {spec["name"]: _make_input(spec) for spec in order.inputs}
+    np.savez(folder / CALIBRATION, **{spec["name"]: _make_input(spec, _CALIBRATION).numpy() for spec in order.inputs})
+    inputs = {spec["name"]: _make_input(spec, SAMPLES) for spec in order.inputs}
     model = _build(order, inputs)
+    if (folder / PICTURE).exists():
+        inputs = {order.inputs[0]["name"]: _read_picture(folder / PICTURE)}
     with torch.inference_mode():
         answer = _serving(model, order.layer)(*inputs.values())
     answers = answer if isinstance(answer, tuple) else (answer,)
@@ -80,17 +91,27 @@ def _carry_out(order: Order) -> None:
     _write(model, order, tuple(inputs.values()), folder / CHECKPOINT)
 
 
-def _make_input(spec: dict[str, Any]) -> Any:
-    """[SAMPLES, *shape]: pictures that differ in level and contrast, since noise alone averages out in a deep network."""
+def _make_input(spec: dict[str, Any], samples: int) -> Any:
+    """[samples, *shape]: pictures that differ in level and contrast, since noise alone averages out in a deep network."""
     import torch
 
     sizes = iter(_DYNAMIC)
     shape = [next(sizes) if size == -1 else size for size in spec["shape"]]
     if spec["dataType"] == "INT64":
-        return torch.randint(0, 10, (SAMPLES, *shape))
-    spread = [SAMPLES] + [1] * len(shape)
-    level, contrast = torch.linspace(-1, 1, SAMPLES).reshape(spread), torch.linspace(0.5, 1.5, SAMPLES).reshape(spread)
-    return level + contrast * torch.randn(SAMPLES, *shape)
+        return torch.randint(0, 10, (samples, *shape))
+    spread = [samples] + [1] * len(shape)
+    level, contrast = torch.linspace(-1, 1, samples).reshape(spread), torch.linspace(0.5, 1.5, samples).reshape(spread)
+    return level + contrast * torch.randn(samples, *shape)
+
+
+def _read_picture(path: Path) -> Any:
+    """[1, 3, 224, 224]."""
+    from PIL import Image
+    from torchvision import transforms
+
+    normalize = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    steps = [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), normalize]
+    return transforms.Compose(steps)(Image.open(path).convert("RGB"))[None]
 
 
 def _build(order: Order, inputs: dict[str, Any]) -> Any:
