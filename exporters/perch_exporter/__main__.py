@@ -85,6 +85,20 @@ def prove(request: RequestPath, workspace: WorkspacePath, termination_log: Termi
 
 
 @app.command()
+def build(request: RequestPath, workspace: WorkspacePath, termination_log: TerminationLog = None) -> None:
+    """Build a TensorRT plan of what convert made, on this machine's GPU, and prove it. Needs no credentials and no network."""
+    with _step(Step.BUILD, termination_log):
+        document = _read(request, ExportRequest)
+        if Workspace(workspace).published():
+            log.info("already published, nothing to build")
+            return
+        with _scratch(Workspace(workspace).plan):
+            from perch_exporter.build import build as run
+
+            run(document, Workspace(workspace))
+
+
+@app.command()
 def publish(request: RequestPath, workspace: WorkspacePath, termination_log: TerminationLog = None) -> None:
     """Check what convert made, upload it, write the manifest last, and write the summary."""
     with _step(Step.PUBLISH, termination_log):
@@ -105,6 +119,8 @@ def export(
         fetch(request, folder, termination_log)
         convert(request, folder, termination_log)
         prove(request, folder, termination_log)
+        if _read(request, ExportRequest).conversion.target is contract.Target.TENSOR_RT:
+            build(request, folder, termination_log)
         publish(request, folder, termination_log)
 
 

@@ -25,7 +25,7 @@ from perch_exporter.contract import (
 )
 from perch_exporter.failure import StepFailed
 from perch_exporter.store import Store
-from perch_exporter.workspace import MODEL, MODEL_DATA
+from perch_exporter.workspace import MODEL, MODEL_DATA, PLAN
 
 GOLDEN_KEY = "golden/golden.npz"
 PICTURES_KEY = "golden/pictures.npz"
@@ -42,6 +42,10 @@ def model_key(request: ExportRequest) -> str:
 
 def model_data_key(request: ExportRequest) -> str:
     return f"model/{request.network_name}/{request.version}/{MODEL_DATA}"
+
+
+def plan_key(request: ExportRequest) -> str:
+    return f"model/{request.network_name}/{request.version}/{PLAN}"
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ DnsName = Annotated[str, _text(r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", 253)]
 ModelName = Annotated[str, _text(r"^[A-Za-z0-9][A-Za-z0-9._-]*$", 128)]
 TensorName = Annotated[str, _text(r"^[A-Za-z_][A-Za-z0-9_.-]*$", 128)]
 ToolVersion = Annotated[str, _text(r"^[A-Za-z0-9.+_-]+$", 64)]
+ComputeCapability = Annotated[str, _text(r"^[0-9]{1,2}\.[0-9]$", 4)]
 ArtifactPath = Annotated[str, _text(r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$", 512)]
 Share = Annotated[str, _text(r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]{1,2})?$", 32), AfterValidator(_at_most_one)]
 """From 0 to 1, as text."""
@@ -238,8 +239,14 @@ class DataSet(Object):
     LIMIT: ClassVar[int] = 8 * 2**30
 
 
+class Target(StrEnum):
+    ONNX = "ONNX"
+    TENSOR_RT = "TensorRT"
+    """A plan: built on a GPU, for GPUs of its kind and for the one version of TensorRT that built it."""
+
+
 class Conversion(_Contract):
-    target: Literal["ONNX"] = "ONNX"
+    target: Target = Target.ONNX
     precision: Precision = Precision.FP32
     opset: Annotated[int, Field(ge=18, le=23)] | None = None
     calibration: DataSet | None = None
@@ -489,12 +496,34 @@ class ExportRequest(_Contract):
     preprocessing: Preprocessing | None = None
     postprocessing: Postprocessing | None = None
     triton: Triton
+    tensorrt_version: ToolVersion | None = None
+    """Of the Triton that will serve a plan: the one that has to build it."""
     destination: Destination
 
     @property
     def network_name(self) -> str:
         """Triton's name of the network itself: behind an ensemble it is not what clients call."""
         return self.model_name if self.preprocessing is None else self.model_name + NETWORK
+
+    @model_validator(mode="after")
+    def _plan_has_bounds(self) -> Self:
+        wants_plan = self.conversion.target is Target.TENSOR_RT
+        if wants_plan != (self.tensorrt_version is not None):
+            raise ValueError("tensorrtVersion is for target TensorRT, which needs it: a plan runs on the version that built it")
+        if not wants_plan:
+            return self
+        if self.triton.accelerator is not None:
+            raise ValueError("triton.accelerator is for ONNX files, and a TensorRT plan needs none")
+        if self.triton.instance_kind is not InstanceKind.GPU or self.triton.max_batch_size == 0:
+            raise ValueError("target TensorRT needs triton.instanceKind GPU and maxBatchSize of 1 or more")
+        if open_ended := [tensor.name for tensor in self.inputs if -1 in tensor.shape]:
+            raise ValueError(f"target TensorRT needs a size for each dimension of {open_ended[0]}: a plan is built for bounds")
+        return self
+
+    @property
+    def for_tensorrt(self) -> bool:
+        """Whether TensorRT reads the ONNX file, in one way or the other."""
+        return self.conversion.target is Target.TENSOR_RT or self.triton.accelerator is Accelerator.TENSOR_RT
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -632,12 +661,16 @@ class Tooling(_Contract):
     onnx: ToolVersion
     onnxruntime: ToolVersion
     opset: Annotated[int, Field(ge=1, le=99)]
+    tensorrt: ToolVersion | None = None
+    compute_capability: ComputeCapability | None = None
+    """Of the GPU that a plan was built on, such as 9.0."""
 
 
 class StepSeconds(_Contract):
     fetch: Seconds | None = None
     convert: Seconds | None = None
     prove: Seconds | None = None
+    build: Seconds | None = None
     publish: Seconds | None = None
 
 
@@ -661,6 +694,16 @@ class Figures(_Contract):
     seconds: Seconds
     """Of convert."""
     prove_seconds: Seconds
+
+
+class PlanFigures(_Contract):
+    """What build has found of a TensorRT plan, for publish, which judges the parity again."""
+
+    schema_: Literal["perch.dev/plan-figures/v1"] = Field(default="perch.dev/plan-figures/v1", alias="schema")
+    parity: Parity
+    tensorrt: ToolVersion
+    compute_capability: ComputeCapability
+    seconds: Seconds
 
 
 class FileEntry(_Contract):
@@ -724,6 +767,7 @@ class Reason(StrEnum):
     SHAPE_MISMATCH = "ShapeMismatch"
     DATASET_UNREADABLE = "DatasetUnreadable"
     EXPORT_FAILED = "ExportFailed"
+    TENSORRT_MISMATCH = "TensorRTMismatch"
     PARITY_FAILED = "ParityFailed"
     PARITY_UNPROVABLE = "ParityUnprovable"
     ACCURACY_FAILED = "AccuracyFailed"
@@ -765,6 +809,7 @@ class Step(StrEnum):
     FETCH = "fetch"
     CONVERT = "convert"
     PROVE = "prove"
+    BUILD = "build"
     PUBLISH = "publish"
     DOWNLOAD = "download"
     GOLDEN = "golden"
@@ -837,7 +882,7 @@ def shorten(text: str, limit: int) -> str:
     return text[:head].rstrip() + mark + text[len(text) - tail :].lstrip()
 
 
-DOCUMENTS: tuple[type[_Contract], ...] = (ExportRequest, DeleteRequest, Summary, Reference, Figures, Manifest, Claim)
+DOCUMENTS: tuple[type[_Contract], ...] = (ExportRequest, DeleteRequest, Summary, Reference, Figures, PlanFigures, Manifest, Claim)
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:

@@ -29,7 +29,6 @@ from perch_exporter.contract import (
     CALIBRATION,
     SAMPLES,
     SOURCE,
-    Accelerator,
     CheckpointFormat,
     ExportRequest,
     Reason,
@@ -96,8 +95,7 @@ def _convert(request: ExportRequest, workspace: Workspace, code: UserCode | None
     save_golden(golden, workspace.output / GOLDEN)
     if calibration is not None:
         save_golden(Golden({}, calibration.outputs), workspace.output / CALIBRATED)
-    for_tensorrt = request.triton.accelerator is Accelerator.TENSOR_RT
-    lower_precision(request.conversion, path, (calibration or golden).inputs, for_tensorrt=for_tensorrt)
+    lower_precision(request.conversion, path, (calibration or golden).inputs, for_tensorrt=request.for_tensorrt)
     if has_dynamic_sizes(request):
         inputs = make_inputs(request.inputs, request.artifact_revision, min(golden.samples, 4), _OTHER_DYNAMIC)
         save_golden(Golden(inputs, reference(inputs)), workspace.output / OTHER)

@@ -1,7 +1,7 @@
 """What one step of the Job leaves for the next, looked at before anything of it is opened.
 
 convert runs somebody's bytes and may have written anything: links that lead elsewhere, pipes that hang their reader, files
-larger than memory. prove and publish take what is listed here and nothing else.
+larger than memory. prove, build and publish take what is listed here and nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,20 @@ from perch_exporter.contract import Checkpoint, ExportRequest, Reason
 from perch_exporter.failure import StepFailed
 from perch_exporter.picture_samples import PICTURES_LIMIT
 from perch_exporter.samples import GOLDEN_LIMIT
-from perch_exporter.workspace import ANSWERS, CALIBRATED, FIGURES, GOLDEN, MODEL, MODEL_DATA, OTHER, PICTURES, REFERENCE, REPORT
+from perch_exporter.workspace import (
+    ANSWERS,
+    CALIBRATED,
+    FIGURES,
+    GOLDEN,
+    MODEL,
+    MODEL_DATA,
+    OTHER,
+    PICTURES,
+    PLAN,
+    PLAN_FIGURES,
+    REFERENCE,
+    REPORT,
+)
 
 _OPTIONAL = {MODEL_DATA}
 REPORT_LIMIT = 8 * 2**20
@@ -40,6 +53,11 @@ def proven() -> dict[str, int]:
     return {FIGURES: 64 * 1024, REPORT: REPORT_LIMIT}
 
 
+def built() -> dict[str, int]:
+    """Files that build leaves behind, with the most bytes of each."""
+    return {PLAN: Checkpoint.LIMIT, PLAN_FIGURES: 64 * 1024}
+
+
 def has_dynamic_sizes(request: ExportRequest) -> bool:
     return any(-1 in spec.shape for spec in request.inputs)
 
@@ -49,16 +67,16 @@ def inspect(folder: Path, limits: Mapping[str, int], step: str) -> None:
     try:
         present = {entry.name: entry.stat(follow_symlinks=False) for entry in os.scandir(folder)}
     except FileNotFoundError as error:
-        raise rejected(f"{folder} is not there; did {step} run?") from error
+        raise rejected(f"{folder} is not there; did {step} run?", step) from error
     missing, strange = sorted(limits.keys() - present - _OPTIONAL), sorted(present.keys() - limits)
     if missing or strange:
-        raise rejected(f"missing {missing or 'nothing'}, unexpected {[name[:64] for name in strange[:5]] or 'nothing'}")
+        raise rejected(f"missing {missing or 'nothing'}, unexpected {[name[:64] for name in strange[:5]] or 'nothing'}", step)
     for name, status in present.items():
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            raise rejected(f"{name} is not a regular file of its own")
+            raise rejected(f"{name} is not a regular file of its own", step)
         if not 0 < status.st_size <= limits[name]:
-            raise rejected(f"{name} has {status.st_size:,} bytes, allowed are 1 to {limits[name]:,}")
+            raise rejected(f"{name} has {status.st_size:,} bytes, allowed are 1 to {limits[name]:,}", step)
 
 
-def rejected(why: str) -> StepFailed:
-    return StepFailed(Reason.OUTPUT_REJECTED, f"what convert handed over is refused: {why}")
+def rejected(why: str, step: str = "convert") -> StepFailed:
+    return StepFailed(Reason.OUTPUT_REJECTED, f"what {step} handed over is refused: {why}")

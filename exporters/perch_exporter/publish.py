@@ -1,4 +1,4 @@
-"""Last step of the Job: checks what convert and prove hand over, and publishes it. The manifest goes last and makes it visible.
+"""Last step of the Job: checks what the others hand over, and publishes it. The manifest goes last and makes it visible.
 
 Stands in the slim image with the repository's credentials. convert ran on somebody's bytes and may have written
 anything, so nothing of its output is unpickled, followed or believed: files are looked at without following links, the
@@ -11,6 +11,8 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -23,6 +25,7 @@ from perch_exporter.artifact import (
     digest_of,
     model_data_key,
     model_key,
+    plan_key,
     published,
     sha256_of,
 )
@@ -36,22 +39,46 @@ from perch_exporter.contract import (
     Manifest,
     OnFailure,
     Outcome,
+    Parity,
+    PlanFigures,
     StepSeconds,
     Summary,
+    Target,
     TensorSpec,
+    Tooling,
     Verdict,
 )
-from perch_exporter.handover import handed_over, inspect, proven, rejected
+from perch_exporter.handover import built, handed_over, inspect, proven, rejected
 from perch_exporter.model_files import build_model_files
 from perch_exporter.parity import Answers, judge, within
 from perch_exporter.picture_samples import load_pictures
 from perch_exporter.samples import Golden, Tensors, data_type_of, fits, load_golden
 from perch_exporter.store import Store, open_store, repository_credentials
-from perch_exporter.workspace import FIGURES, GOLDEN, MODEL, MODEL_DATA, PICTURES, REPORT, Workspace
+from perch_exporter.workspace import FIGURES, GOLDEN, MODEL, MODEL_DATA, PICTURES, PLAN, PLAN_FIGURES, REPORT, Workspace
 
 log = logging.getLogger(__name__)
 
 _MOST_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was handed over, and passes. Of what is served the figures stand: of the plan, where there is one."""
+
+    golden: Golden
+    figures: Figures
+    plan: PlanFigures | None = None
+
+    @property
+    def parity(self) -> Parity:
+        return self.plan.parity if self.plan else self.figures.parity
+
+    @property
+    def tooling(self) -> Tooling:
+        if self.plan is None:
+            return self.figures.tooling
+        bound = {"tensorrt": self.plan.tensorrt, "compute_capability": self.plan.compute_capability}
+        return self.figures.tooling.model_copy(update=bound)
 
 
 def publish(request: ExportRequest, workspace: Workspace, environment: Mapping[str, str]) -> Summary:
@@ -59,24 +86,25 @@ def publish(request: ExportRequest, workspace: Workspace, environment: Mapping[s
         log.info("already published, nothing to upload")
         return done
     started = time.monotonic()
-    figures, golden = inspect_output(request, workspace)
-    log.info("the hand-over is as it should be: %d golden samples, parity %s", golden.samples, figures.parity.message)
+    found = inspect_output(request, workspace)
+    log.info("the hand-over is as it should be: %d golden samples, parity %s", found.golden.samples, found.parity.message)
 
     store = open_store(request.destination, repository_credentials(environment))
-    if found := published(store, request.owner, request.artifact_revision):
+    if other := published(store, request.owner, request.artifact_revision):
         log.info("somebody published it meanwhile, nothing to upload")
-        return found.summary(request.destination.uri, Outcome.ALREADY_PUBLISHED)
-    manifest = _upload(request, workspace, figures, build_model_files(request, golden), store)
+        return other.summary(request.destination.uri, Outcome.ALREADY_PUBLISHED)
+    manifest = _upload(request, workspace, found, build_model_files(request, found.golden), store)
     seconds = StepSeconds(
         fetch=workspace.fetch_seconds(),
-        convert=figures.seconds,
-        prove=figures.prove_seconds,
+        convert=found.figures.seconds,
+        prove=found.figures.prove_seconds,
+        build=found.plan.seconds if found.plan else None,
         publish=round(time.monotonic() - started, 3),
     )
     return manifest.summary(request.destination.uri, Outcome.PUBLISHED, seconds)
 
 
-def _upload(request: ExportRequest, workspace: Workspace, figures: Figures, made: Mapping[str, bytes], store: Store) -> Published:
+def _upload(request: ExportRequest, workspace: Workspace, found: Found, made: Mapping[str, bytes], store: Store) -> Published:
     """Replaces what an attempt that died may have left: without a manifest nobody has read it."""
     claimed(store, request.owner, request.artifact_revision)  # refuses what somebody else is in the middle of
     left_over = sorted(store.sizes(), key=lambda key: key != Manifest.FILE_NAME)
@@ -87,9 +115,7 @@ def _upload(request: ExportRequest, workspace: Workspace, figures: Figures, made
     store.write(Claim.FILE_NAME, claim.to_json().encode())
 
     output = workspace.output
-    files = {model_key(request): output / MODEL, GOLDEN_KEY: output / GOLDEN, REPORT: workspace.proof / REPORT}
-    if (output / MODEL_DATA).exists():
-        files[model_data_key(request)] = output / MODEL_DATA
+    files = _network(request, workspace) | {GOLDEN_KEY: output / GOLDEN, REPORT: workspace.proof / REPORT}
     if request.preprocessing:
         files[PICTURES_KEY] = output / PICTURES
     entries = {key: FileEntry(sha256=sha256_of(path), size=path.stat().st_size) for key, path in files.items()}
@@ -107,10 +133,10 @@ def _upload(request: ExportRequest, workspace: Workspace, figures: Figures, made
         artifact_revision=request.artifact_revision,
         checkpoint_sha256=request.checkpoint.sha256,
         files=entries,
-        parity=figures.parity,
+        parity=found.parity,
         tolerance=request.tolerance,
-        accuracy=figures.accuracy,
-        tooling=figures.tooling,
+        accuracy=found.figures.accuracy,
+        tooling=found.tooling,
     )
     content = manifest.to_bytes()
     store.write(Manifest.FILE_NAME, content)
@@ -119,8 +145,18 @@ def _upload(request: ExportRequest, workspace: Workspace, figures: Figures, made
     return Published(manifest, digest)
 
 
-def inspect_output(request: ExportRequest, workspace: Workspace) -> tuple[Figures, Golden]:
-    """Raises OutputRejected where there is not exactly what a sound convert and a sound prove leave behind."""
+def _network(request: ExportRequest, workspace: Workspace) -> dict[str, Path]:
+    """What Triton's backend reads, by key."""
+    if request.conversion.target is Target.TENSOR_RT:
+        return {plan_key(request): workspace.plan / PLAN}
+    files = {model_key(request): workspace.output / MODEL}
+    if (workspace.output / MODEL_DATA).exists():
+        files[model_data_key(request)] = workspace.output / MODEL_DATA
+    return files
+
+
+def inspect_output(request: ExportRequest, workspace: Workspace) -> Found:
+    """Raises OutputRejected where there is not exactly what a sound convert, a sound prove and a sound build leave behind."""
     inspect(workspace.output, handed_over(request), "convert")
     inspect(workspace.proof, proven(), "prove")
     try:
@@ -133,7 +169,22 @@ def inspect_output(request: ExportRequest, workspace: Workspace) -> tuple[Figure
     if request.preprocessing:
         load_pictures(workspace.output / PICTURES, golden.samples)
     _judge_again(figures, golden, request)
-    return figures, golden
+    return Found(golden, figures, _inspect_plan(request, workspace))
+
+
+def _inspect_plan(request: ExportRequest, workspace: Workspace) -> PlanFigures | None:
+    if request.conversion.target is not Target.TENSOR_RT:
+        return None
+    inspect(workspace.plan, built(), "build")
+    try:
+        figures = PlanFigures.from_json((workspace.plan / PLAN_FIGURES).read_bytes())
+    except ValidationError as error:
+        raise rejected(f"{PLAN_FIGURES}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}", "build") from error
+    if figures.tensorrt != request.tensorrt_version:
+        raise rejected(f"the plan is TensorRT {figures.tensorrt}'s, and {request.tensorrt_version} was asked for", "build")
+    if figures.parity.verdict is not Verdict.PASSED or not within(figures.parity, request.tolerance):
+        raise rejected(f"the plan's figures do not pass: {figures.parity.message}", "build")
+    return figures
 
 
 def _inspect_tensors(group: str, specs: tuple[TensorSpec, ...], tensors: Tensors, samples: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from perch_exporter.contract import DynamicBatching, ExportRequest, InstanceKind, Reason, TensorSpec, TimeoutAction
+from perch_exporter.contract import DynamicBatching, ExportRequest, InstanceKind, Reason, Target, TensorSpec, TimeoutAction
 from perch_exporter.failure import StepFailed
 
 _KINDS = {
@@ -48,7 +48,7 @@ def build_config(request: ExportRequest, sample_shapes: Sequence[Sequence[int]] 
     batch = [] if triton.max_batch_size else [-1]
     config = pb.ModelConfig(
         name=request.network_name,
-        backend="onnxruntime",
+        backend="tensorrt" if request.conversion.target is Target.TENSOR_RT else "onnxruntime",
         max_batch_size=triton.max_batch_size,
         input=[pb.ModelInput(**tensor_of(spec, batch)) for spec in request.inputs],
         output=[pb.ModelOutput(**tensor_of(spec, batch)) for spec in request.outputs],

@@ -23,11 +23,14 @@ FIGURES = "figures.json"
 PICTURES = "pictures.npz"
 """Only where the version takes pictures."""
 REPORT = "report.html"
+PLAN = "model.plan"
+PLAN_FIGURES = "plan.json"
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """fetch writes `checkpoint` and `state`, convert reads them and writes `output`, prove writes `proof`, publish only reads.
+    """fetch writes `checkpoint` and `state`, convert reads them and writes `output`, prove writes `proof`, build writes `plan`,
+    publish only reads.
 
     Each is a mount of its own in the pod; convert, which runs on other people's bytes, can write to `output` alone.
     """
@@ -53,6 +56,10 @@ class Workspace:
     @property
     def proof(self) -> Path:
         return self.root / "proof"
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan"
 
     def published(self) -> Summary | None:
         """What fetch found to be in the repository already: then there is nothing left to do."""

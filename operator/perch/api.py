@@ -451,7 +451,12 @@ class Conversion(Model):
             ),
         )
     )
-    target: Literal["ONNX"] = Field("ONNX", description="Format of the artefact. ONNX is the default.")
+    target: Literal["ONNX", "TensorRT"] = Field(
+        "ONNX",
+        description="Format of the artefact. ONNX is the default. TensorRT: a plan, built of the ONNX file in the export Job on "
+        "a GPU of the kind that will serve, by the TensorRT that will serve. Needs builder.tensorrtImage, runtime.image, "
+        "runtime.tensorrtVersion and a GPU in both.",
+    )
     precision: Literal["FP32", "FP16", "INT8"] = Field(
         "FP32",
         description="Precision of weights and compute; inputs and outputs are FP32 in any case. FP32 is the default. FP16: half "
@@ -816,6 +821,24 @@ class Version(Model):
                 "!has(self.verification) || !has(self.verification.accuracy) || self.outputs[0].shape.size() == 1",
                 "accuracy judges classes: give the first output the shape [classes], or remove accuracy",
                 ".verification.accuracy",
+            ),
+            (
+                "!has(self.conversion) || !has(self.conversion.target) || self.conversion.target != 'TensorRT' || "
+                "self.inputs.all(i, i.shape.all(d, d != -1))",
+                "give each dimension of the inputs a size: a TensorRT plan is built for bounds, and only the batch has some",
+                ".inputs",
+            ),
+            (
+                "!has(self.conversion) || !has(self.conversion.target) || self.conversion.target != 'TensorRT' || "
+                "!has(self.triton) || !has(self.triton.accelerator)",
+                "remove triton.accelerator: it is for ONNX files, and a TensorRT plan needs none",
+                ".triton.accelerator",
+            ),
+            (
+                "!has(self.conversion) || !has(self.conversion.target) || self.conversion.target != 'TensorRT' || "
+                "!has(self.triton) || !has(self.triton.instanceKind) || self.triton.instanceKind != 'CPU'",
+                "conversion.target TensorRT runs on a GPU alone: give instanceKind GPU or leave it out",
+                ".triton.instanceKind",
             ),
         )
     )
@@ -1437,6 +1460,14 @@ class Runtime(Model):
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(
         None, description="Kubernetes' default if omitted."
     )
+    tensorrt_version: str | None = Field(
+        None,
+        max_length=32,
+        pattern=r"^[0-9]+(\.[0-9]+){2,3}$",
+        json_schema_extra=_refusal("write TensorRT's whole version, such as 10.13.3.9"),
+        description="Version of TensorRT in image, such as 10.13.3.9: NVIDIA's release notes of the image have it. A version "
+        "whose conversion.target is TensorRT is served by the version that built it; with another its pods stay as they are.",
+    )
     replicas: int = Field(
         1,
         ge=1,
@@ -1509,9 +1540,17 @@ class NetworkPolicy(Model):
 class Builder(Model):
     """How export Jobs run. Mutable; a change concerns later Jobs only."""
 
-    resources: Resources | None = Field(
-        None, description="Resources of the convert container; memory limit 8Gi if omitted. nvidia.com/gpu is optional."
+    tensorrt_image: Image | None = Field(
+        None,
+        description="Image that builds TensorRT plans: Perch's perch-tensorrt, made from NVIDIA's TensorRT image of the same "
+        "release as runtime.image. Required where a version's conversion.target is TensorRT.",
     )
+    resources: Resources | None = Field(
+        None,
+        description="Resources of the containers that convert, prove and build; memory limit 8Gi if omitted. nvidia.com/gpu is "
+        "needed for conversion.target TensorRT alone.",
+    )
+    runtime_class_name: Name | None = Field(None, description="RuntimeClass of the Job's pod, such as nvidia.")
     node_selector: dict[LabelKey, LabelValue] | None = Field(None, max_length=32, description="Node labels that are required.")
     tolerations: list[Toleration] | None = Field(None, max_length=32, description="Taints that are tolerated.")
     image_pull_secrets: list[LocalRef] | None = Field(
@@ -1561,6 +1600,9 @@ class Routing(Model):
     )
 
 
+_ANY_PLAN = "self.versions.exists(v, has(v.conversion) && has(v.conversion.target) && v.conversion.target == 'TensorRT')"
+
+
 class Spec(Model):
     """Desired state of one model, every version of it that may serve."""
 
@@ -1590,6 +1632,22 @@ class Spec(Model):
                 "judged: test with steps [{weight: 0, hold: Indefinite}] and no mirror, and remove match before the steps begin; "
                 "or give rollout.analysis.prometheus.requests and failures that leave them out",
                 ".traffic.match",
+            ),
+            (
+                "(has(self.builder) && has(self.builder.tensorrtImage) && has(self.builder.resources) && "
+                "has(self.builder.resources.limits) && 'nvidia.com/gpu' in self.builder.resources.limits) || "
+                f"!{_ANY_PLAN}",
+                "conversion.target TensorRT is built on a GPU by TensorRT's own tools: set builder.tensorrtImage, and "
+                "builder.resources.limits to {nvidia.com/gpu: 1}",
+                ".builder",
+            ),
+            (
+                "(has(self.runtime) && has(self.runtime.image) && has(self.runtime.tensorrtVersion) && "
+                "has(self.runtime.resources) && has(self.runtime.resources.limits) && "
+                f"'nvidia.com/gpu' in self.runtime.resources.limits) || !{_ANY_PLAN}",
+                "conversion.target TensorRT runs on a GPU, on the version of TensorRT that built it: set runtime.image, "
+                "runtime.tensorrtVersion, and runtime.resources.limits to {nvidia.com/gpu: 1}",
+                ".runtime",
             ),
             (
                 "(has(self.runtime) && has(self.runtime.resources) && has(self.runtime.resources.limits) && "
@@ -1707,6 +1765,11 @@ class AccuracyStatus(StatusModel):
     verdict: str = Field(description="Passed, or Failed where verification.accuracy.onFailure is Warn.")
 
 
+class TensorRTStatus(StatusModel):
+    version: str = Field(description="TensorRT that built the plan, and that alone can serve it.")
+    compute_capability: str = Field(description="Of the GPU that it was built on, such as 9.0.")
+
+
 class VersionStatus(StatusModel):
     version: Int32 = Field(description="Version number.")
     artifact_revision: str = Field(description="Hash of the entry in spec.versions: names the artefact's prefix.")
@@ -1716,6 +1779,7 @@ class VersionStatus(StatusModel):
     serving_hash: str | None = Field(None, description="Hash of artefact and runtime that the pods run.")
     parity: ParityStatus | None = Field(None, description="Figures of the parity gate.")
     accuracy: AccuracyStatus | None = Field(None, description="Figures of the accuracy gate.")
+    tensorrt: TensorRTStatus | None = Field(None, description="What a TensorRT plan is bound to.")
     replicas: Int32 = Field(0, description="Pods wanted.")
     ready_replicas: Int32 = Field(0, description="Pods ready.")
     weight: Int32 = Field(0, description="Percent of the traffic.")

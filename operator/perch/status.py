@@ -36,6 +36,8 @@ class VersionFacts:
     deadline_exceeded: bool = False
     conflict: bool = False
     """Pods of this number run another content: the entry was removed and put back changed."""
+    foreign: str | None = None
+    """Why this runtime may not have the artefact: a plan of another TensorRT."""
     removed: bool = False
 
     def replace_status(self, status: VersionStatus) -> VersionFacts:
@@ -120,6 +122,8 @@ def _stalled(facts: VersionFacts, *, deadline: bool) -> Verdict | None:
             f"version {number} was removed and put back with other content while pods of the former one still run: "
             "list it under a new version number (the former pods go on serving)",
         )
+    if facts.foreign is not None:
+        return Verdict("Stalled", "TensorRTMismatch", f"{facts.foreign} (what served goes on serving)")
     if facts.status.phase is Phase.FAILED and facts.status.retry_at is None:
         return Verdict(
             "Stalled",

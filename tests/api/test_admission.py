@@ -204,6 +204,7 @@ def full_spec(versions: int = 2) -> dict[str, Any]:
         "runtime": {
             **scheduling,
             "image": "nvcr.io/nvidia/tritonserver:25.10-py3",
+            "tensorrtVersion": "10.13.3.9",
             "imagePullPolicy": "IfNotPresent",
             "replicas": 2,
             "affinity": {
@@ -227,6 +228,8 @@ def full_spec(versions: int = 2) -> dict[str, Any]:
         },
         "builder": {
             **scheduling,
+            "tensorrtImage": "registry.example.com/perch-tensorrt:25.10",
+            "runtimeClassName": "nvidia",
             "activeDeadlineSeconds": 1800,
             "networkPolicy": {"allow": [{"cidr": "10.20.0.7/32"}, {"namespace": "storage"}]},
         },
@@ -292,6 +295,9 @@ def scaled(change: Change) -> Change:
 
 def rules_of(headers: list[tuple[str, str, str]]) -> Change:
     return put("traffic/match/headers", [{"name": name, "value": value, "type": kind} for name, value, kind in headers])
+
+
+PLAN = both(drop("versions/0/triton/accelerator"), put("versions/0/conversion/target", "TensorRT"))
 
 
 @dataclass(frozen=True)
@@ -999,10 +1005,65 @@ REFUSED_WHEN_CREATED = [
         "Required value",
     ),
     Refusal(
-        "a target is TensorRT, which this release does not do",
-        put("versions/0/conversion/target", "TensorRT"),
+        "a target is one that Triton does not have",
+        put("versions/0/conversion/target", "CoreML"),
         f"{V}.conversion.target",
-        'supported values: "ONNX"',
+        'supported values: "ONNX", "TensorRT"',
+    ),
+    Refusal(
+        "a plan is to be built by nothing",
+        both(PLAN, drop("builder/tensorrtImage")),
+        "spec.builder",
+        "set builder.tensorrtImage",
+        False,
+    ),
+    Refusal(
+        "a plan is to be built on no GPU",
+        both(PLAN, drop("builder/resources/limits/nvidia.com~gpu"), drop("builder/resources/requests/nvidia.com~gpu")),
+        "spec.builder",
+        "builder.resources.limits to {nvidia.com/gpu: 1}",
+        False,
+    ),
+    Refusal(
+        "a plan is to be served by whatever the chart names",
+        both(PLAN, drop("runtime/image")),
+        "spec.runtime",
+        "set runtime.image, runtime.tensorrtVersion",
+        False,
+    ),
+    Refusal(
+        "nobody says which TensorRT serves a plan",
+        both(PLAN, drop("runtime/tensorrtVersion")),
+        "spec.runtime",
+        "set runtime.image, runtime.tensorrtVersion",
+        False,
+    ),
+    Refusal(
+        "a TensorRT version is half a version",
+        put("runtime/tensorrtVersion", "10.13"),
+        "spec.runtime.tensorrtVersion",
+        "such as 10.13.3.9",
+    ),
+    Refusal(
+        "a plan is accelerated",
+        both(PLAN, put("versions/0/triton/accelerator", "TensorRT")),
+        f"{V}.triton.accelerator",
+        "a TensorRT plan needs none",
+        False,
+    ),
+    Refusal(
+        "a plan is to run on a CPU",
+        both(PLAN, put("versions/0/triton/instanceKind", "CPU")),
+        f"{V}.triton.instanceKind",
+        "conversion.target TensorRT runs on a GPU alone",
+        False,
+    ),
+    Refusal(
+        "a plan has inputs of any size",
+        both(PLAN, put("versions/0/inputs/0/shape", [1, -1, 28])),
+        f"{V}.inputs",
+        "give each dimension of the inputs a size",
+        False,
     ),
     Refusal(
         "a precision is one that no backend has",
@@ -1746,6 +1807,8 @@ def largest(spec: dict[str, Any]) -> None:
         # Pictures and names of classes are for one input and one output.
         del version["preprocessing"], version["postprocessing"], version["triton"]["labels"]
         version |= {"inputs": tensors[:16], "outputs": [tensors[16] | {"shape": [10]}, *tensors[17:]]}
+        del version["triton"]["accelerator"]
+        version["conversion"]["target"] = "TensorRT"
         version["architecture"]["parameters"] = {f"p{n}".ljust(64, "x"): "x" * 256 for n in range(32)}
     spec["rollout"]["steps"] = [{"weight": n, "hold": "99999h99999m99999s"} for n in range(15)] + [{"weight": 100}]
     value = "(a|b)*" * 170

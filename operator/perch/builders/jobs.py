@@ -1,7 +1,8 @@
-"""The export Job (fetch -> convert -> prove -> publish) and the cleanup Job.
+"""The export Job (fetch -> convert -> prove -> publish, with build before publish for a TensorRT plan) and the cleanup Job.
 
 Four containers in a row, so that a credential and somebody's bytes never meet: fetch has credentials and only hashes, convert
-parses the checkpoint and has neither credentials nor a Kubernetes token, publish has credentials and checks what it is handed.
+parses the checkpoint and has neither credentials nor a Kubernetes token, nor have those that read what it made; publish has
+credentials and checks what it is handed.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def build_export_request(
     """The exporter's view of one version. Raises pydantic.ValidationError where the exporter would refuse it."""
     repository, checkpoint = spec.repository, entry.checkpoint
     parity, accuracy, calibration = entry.verification.parity, entry.verification.accuracy, entry.conversion.calibration
+    plan = entry.conversion.target == "TensorRT"
     # Whatever else a version names lies beside its checkpoint.
     reached = {"endpoint": checkpoint.endpoint or repository.endpoint, "region": checkpoint.region or repository.region}
     return contract.ExportRequest(
@@ -63,7 +65,7 @@ def build_export_request(
         inputs=tuple(_tensor(t.name, t.data_type, t.shape) for t in entry.inputs),
         outputs=tuple(_tensor(t.name, t.data_type, t.shape) for t in entry.outputs),
         conversion=contract.Conversion(
-            target=entry.conversion.target,
+            target=contract.Target(entry.conversion.target),
             precision=contract.Precision(entry.conversion.precision),
             opset=entry.conversion.opset,
             calibration=contract.DataSet(uri=calibration.uri, sha256=calibration.sha256, **reached) if calibration else None,
@@ -88,8 +90,9 @@ def build_export_request(
         ),
         triton=contract.Triton.model_validate(
             entry.triton.model_dump(mode="json", by_alias=True, exclude_none=True)
-            | ({"instanceKind": "GPU"} if entry.triton.accelerator else {})
+            | ({"instanceKind": "GPU"} if plan or entry.triton.accelerator else {})
         ),
+        tensorrt_version=spec.runtime.tensorrt_version if plan else None,
         preprocessing=_parsed(contract.Preprocessing, entry.preprocessing),
         postprocessing=_parsed(contract.Postprocessing, entry.postprocessing),
         destination=_destination(identity, repository, entry.version, revision),
@@ -179,9 +182,16 @@ def build_export_job(identity: Identity, spec: Spec, entry: Version, revision: s
         _convert_resources(spec.builder.resources),
         mounts(("checkpoint", True), ("state", True), ("output", True), ("proof", False)),
     )  # fmt: skip
+    plan = request.conversion.target is contract.Target.TENSOR_RT
+    build = _container(
+        "build", spec.builder.tensorrt_image or "", installation, command("build"),
+        [{"name": "HOME", "value": "/tmp"}],  # noqa: S108
+        _convert_resources(spec.builder.resources),
+        mounts(("state", True), ("output", True), ("plan", False)),
+    )  # fmt: skip
     publish = _container(
         "publish", installation.artifacts_image, installation, command("publish"), repository_env, SMALL,
-        mounts(("state", True), ("output", True), ("proof", True)) + ca,
+        mounts(("state", True), ("output", True), ("proof", True), *([("plan", True)] if plan else [])) + ca,
     )  # fmt: skip
     labels = child_labels(identity.name, "export", entry.version)
     return _job(
@@ -191,9 +201,9 @@ def build_export_job(identity: Identity, spec: Spec, entry: Version, revision: s
         {ANNOTATION_REVISION: revision},
         request.to_json(),
         spec,
-        init=[fetch, convert, prove],
+        init=[fetch, convert, prove, build] if plan else [fetch, convert, prove],
         main=publish,
-        volumes={"checkpoint": "25Gi", "state": "16Mi", "output": "50Gi", "proof": "1Gi"},
+        volumes={"checkpoint": "25Gi", "state": "16Mi", "output": "50Gi", "proof": "1Gi", **({"plan": "25Gi"} if plan else {})},
         deadline=spec.builder.active_deadline_seconds,
         # Passing trouble too: the planner tries again later, with growing delays and the reason in a condition.
         fail_at_once=[contract.EXIT_PERMANENT, contract.EXIT_PASSING],
@@ -260,6 +270,7 @@ def _job(
             "nodeSelector": dump.get("nodeSelector"),
             "tolerations": dump.get("tolerations"),
             "imagePullSecrets": dump.get("imagePullSecrets"),
+            "runtimeClassName": dump.get("runtimeClassName"),
             "volumes": [
                 {
                     "name": "request",

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from pydantic import ValidationError
 
-from perch.api import AccuracyStatus, ParityStatus, Phase, Version, VersionStatus
+from perch.api import AccuracyStatus, ParityStatus, Phase, TensorRTStatus, Version, VersionStatus
 from perch.builders.jobs import build_export_job
 from perch.builders.network import build_export_policy
 from perch.names import artifact_revision, export_policy_name
@@ -99,7 +99,7 @@ def _start_export(ctx: Context, entry: Version, known: VersionStatus) -> Version
 
 
 def _published(known: VersionStatus, summary: Summary) -> VersionStatus:
-    parity = summary.parity
+    parity, tooling = summary.parity, summary.tooling
     return known.model_copy(
         update={
             "phase": Phase.PUBLISHED,
@@ -113,6 +113,9 @@ def _published(known: VersionStatus, summary: Summary) -> VersionStatus:
             if parity
             else None,
             "accuracy": _accuracy(summary.accuracy) if summary.accuracy else None,
+            "tensorrt": TensorRTStatus(version=tooling.tensorrt, compute_capability=tooling.compute_capability or "")
+            if tooling and tooling.tensorrt
+            else None,
             "message": None,
             "retry_at": None,
             "attempts": 0,

@@ -31,7 +31,7 @@ from perch.judge import STALE, Kind, begin_step, judge, take_in, take_in_reading
 from perch.names import serving_name
 from perch.observed import ServingFacts
 from perch.plan.context import Context
-from perch.plan.servings import conflicts, readiness, wanted_hash
+from perch.plan.servings import conflicts, foreign_plan, readiness, wanted_hash
 from perch.status import Event, Verdict, format_time, parse_time
 
 CONVERGED = timedelta(seconds=1)
@@ -110,7 +110,7 @@ def decide_rollout(ctx: Context, exported: dict[int, VersionStatus]) -> Progress
     if traffic.canary is None or spec.rollout is None:
         return Progress(aborted=kept, history=history)
     canary = exported[traffic.canary]
-    if canary.artifact_digest is None or conflicts(ctx, canary):
+    if canary.artifact_digest is None or conflicts(ctx, canary) or foreign_plan(ctx, canary):
         return Progress(aborted=kept, history=history)
     found = next((a for a in kept if a.version == canary.version), None)
     if found is not None:

@@ -22,6 +22,18 @@ def conflicts(ctx: Context, exported: VersionStatus) -> bool:
     return serving is not None and serving.revision != exported.artifact_revision
 
 
+def foreign_plan(ctx: Context, exported: VersionStatus) -> str | None:
+    """Why the artefact may not be given to this runtime, where it is a plan of another TensorRT."""
+    built, runs = exported.tensorrt, ctx.spec.runtime.tensorrt_version
+    if built is None or built.version == runs:
+        return None
+    return (
+        f"version {exported.version} is a plan of TensorRT {built.version} (compute capability {built.compute_capability}) and "
+        f"runtime.tensorrtVersion says {runs or 'nothing'}: a plan runs on the version that built it alone. Set runtime.image "
+        "and tensorrtVersion back, or list the checkpoint under a new version number, to be built by the runtime's TensorRT"
+    )
+
+
 def readiness(serving: ServingFacts | None, wanted: int) -> Readiness:
     """How a version stands against the number of pods that its next share of traffic needs."""
     if serving is None:
@@ -37,11 +49,11 @@ def readiness(serving: ServingFacts | None, wanted: int) -> Readiness:
 def plan_serving(ctx: Context, entry: Version, exported: VersionStatus, wanted: int | None) -> VersionFacts:
     """Run a version with `wanted` pods once it is published, or with None leave it alone; report how it stands."""
     serving = ctx.observed.servings.get(entry.version)
-    conflict = conflicts(ctx, exported)
-    if wanted is not None and exported.artifact_digest is not None and not conflict:
-        _apply_serving(ctx, entry, exported, serving, wanted)
+    conflict, foreign = conflicts(ctx, exported), foreign_plan(ctx, exported)
+    if wanted is not None and exported.artifact_digest is not None and not conflict and not (foreign and serving is None):
+        _apply_serving(ctx, entry, exported, serving, wanted, frozen=foreign is not None)
     if serving is None or conflict:
-        starting = wanted is not None and exported.phase is Phase.PUBLISHED and not conflict
+        starting = wanted is not None and exported.phase is Phase.PUBLISHED and not conflict and not foreign
         update = {
             "phase": Phase.STARTING if starting else exported.phase,
             "replicas": wanted if starting else 0,
@@ -49,7 +61,7 @@ def plan_serving(ctx: Context, entry: Version, exported: VersionStatus, wanted: 
             "serving_hash": None,
             "drained_at": None,
         }
-        return VersionFacts(exported.model_copy(update=update), conflict=conflict)
+        return VersionFacts(exported.model_copy(update=update), conflict=conflict, foreign=foreign)
     ready = readiness(serving, serving.replicas if wanted is None else wanted)
     phase = Phase.SERVING if ready.full else Phase.STARTING
     return VersionFacts(
@@ -66,10 +78,14 @@ def plan_serving(ctx: Context, entry: Version, exported: VersionStatus, wanted: 
         readiness=ready,
         rolled=serving.rolled and serving.serving_hash == wanted_hash(ctx, exported),
         deadline_exceeded=serving.deadline_exceeded,
+        foreign=foreign,
     )
 
 
-def _apply_serving(ctx: Context, entry: Version, exported: VersionStatus, serving: ServingFacts | None, wanted: int) -> None:
+def _apply_serving(
+    ctx: Context, entry: Version, exported: VersionStatus, serving: ServingFacts | None, wanted: int, *, frozen: bool
+) -> None:
+    """`frozen`: the pods that there are may be scaled, but not brought to the present runtime."""
     name = serving_name(ctx.identity.name, entry.version)
     service = build_service(ctx.identity, entry.version)
     if not matches(service["spec"], ctx.observed.services.get(name)):
@@ -77,7 +93,7 @@ def _apply_serving(ctx: Context, entry: Version, exported: VersionStatus, servin
     scaled = ctx.spec.runtime.autoscaling is not None
     # Beside an autoscaler the pods that it chose are named again: an apply that leaves `replicas` out would reset it to 1.
     replicas = serving.replicas if scaled and serving is not None else wanted
-    if serving is None or serving.serving_hash != wanted_hash(ctx, exported):
+    if serving is None or (serving.serving_hash != wanted_hash(ctx, exported) and not frozen):
         digest = exported.artifact_digest or ""
         ctx.actions.append(
             Apply(

@@ -135,7 +135,7 @@ def test_schema_prints_every_document() -> None:
     assert printed == json.loads(json.dumps(contract.json_schemas()))
     assert set(printed) == {
         f"perch.dev/{name}/v1"
-        for name in ("export-request", "delete-request", "summary", "reference", "figures", "manifest", "claim")
+        for name in ("export-request", "delete-request", "summary", "reference", "figures", "plan-figures", "manifest", "claim")
     }
 
 

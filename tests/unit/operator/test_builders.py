@@ -16,7 +16,7 @@ from perch.builders.serving import build_deployment
 from perch.names import artifact_revision, serving_hash
 from perch.observed import Identity, RouteFacts
 from perch_exporter import contract
-from tests.unit.operator.world import INSTALLATION, spec
+from tests.unit.operator.world import INSTALLATION, entry, spec
 
 IDENTITY = Identity("vision", "digits", "uid-1", 1, "1")
 ROUTING = Routing.model_validate({"parentRefs": [{"name": "gateway"}], "hostnames": ["digits.example.com"]})
@@ -344,3 +344,42 @@ def test_convert_never_asks_for_more_than_its_limit(given: Any, asked: Any, limi
     pod = build_export_job(identity, asked_for, entry, "0123abcd", INSTALLATION)["spec"]["template"]["spec"]
     found = {c["name"]: c["resources"] for c in pod["initContainers"]}
     assert found["convert"] == found["prove"] == {"requests": asked, "limits": limited}
+
+
+def plans(**more: Any) -> Spec:
+    """One version whose target is a TensorRT plan, and all that this needs."""
+    gpu = {"limits": {"nvidia.com/gpu": 1}}
+    runtime = {"image": "nvcr.io/nvidia/tritonserver:25.10-py3", "tensorrtVersion": "10.13.3.9", "resources": gpu}
+    builder = {"tensorrtImage": "registry.example.com/perch-tensorrt:25.10", "resources": gpu, "runtimeClassName": "nvidia"}
+    return spec(1, versions=[entry(1, conversion={"target": "TensorRT"})], runtime=runtime, builder=builder, **more)
+
+
+def export_job(asked: Spec) -> dict[str, Any]:
+    return build_export_job(IDENTITY, asked, asked.versions[0], artifact_revision(asked.versions[0]), INSTALLATION)
+
+
+def test_a_plan_is_built_between_prove_and_publish_on_a_gpu_and_without_credentials() -> None:
+    pod = export_job(plans())["spec"]["template"]["spec"]
+    assert [container["name"] for container in pod["initContainers"]] == ["fetch", "convert", "prove", "build"]
+    build = pod["initContainers"][3]
+    assert build["image"] == "registry.example.com/perch-tensorrt:25.10"
+    assert build["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert [variable["name"] for variable in build["env"]] == ["HOME"]
+    assert {mount["name"]: mount.get("readOnly", False) for mount in build["volumeMounts"]} == {
+        "request": True,
+        "tmp": False,
+        "state": True,
+        "output": True,
+        "plan": False,
+    }
+    (publish,) = pod["containers"]
+    assert {mount["name"]: mount.get("readOnly", False) for mount in publish["volumeMounts"]}["plan"] is True
+    assert "plan" in [volume["name"] for volume in pod["volumes"]]
+    assert pod["runtimeClassName"] == "nvidia"
+
+
+def test_where_no_plan_is_asked_for_nothing_of_it_is_in_the_job() -> None:
+    pod = export_job(spec(1))["spec"]["template"]["spec"]
+    assert [container["name"] for container in pod["initContainers"]] == ["fetch", "convert", "prove"]
+    (publish,) = pod["containers"]
+    assert "plan" not in [part["name"] for part in (*pod["volumes"], *publish["volumeMounts"])]

@@ -11,7 +11,7 @@ from perch.names import FINALIZER, artifact_revision, cleanup_job_name, export_j
 from perch.plan import Apply, SetFinalizer
 from perch.plan.exports import BACKOFF
 from perch.status import build_events, with_failures
-from perch_exporter.contract import Reason
+from perch_exporter.contract import Reason, Tooling
 
 from .world import World, entry, spec
 
@@ -308,6 +308,44 @@ def test_a_number_used_again_for_other_content_is_refused_while_its_former_pods_
     assert world.servings[2].serving_hash == former.serving_hash
     assert world.ready_condition() == ("False", "VersionReused")
     assert world.weights == {1: 100}, "content that is no longer in the spec gets no traffic while stable can take it"
+
+
+def test_a_plan_is_given_to_no_other_tensorrt_and_what_served_goes_on() -> None:
+    gpu = {"limits": {"nvidia.com/gpu": 1}}
+    runtime = {"image": "triton:25.10", "tensorrtVersion": "10.13.3.9", "resources": gpu}
+    builder = {"tensorrtImage": "perch-tensorrt:25.10", "resources": gpu}
+    asked = {"versions": [entry(1, conversion={"target": "TensorRT"})], "builder": builder}
+    world = World(spec(1, runtime=runtime, **asked))
+    world.tooling = Tooling(
+        torch="2.15.0", onnx="1.23.2", onnxruntime="1.31.1", opset=18, tensorrt="10.13.3.9", compute_capability="9.0"
+    )
+    world.settle()
+    assert world.ready_condition() == ("True", "Serving")
+    known = world.status.of(1)
+    assert known is not None
+    assert known.tensorrt is not None
+    assert (known.tensorrt.version, known.tensorrt.compute_capability) == ("10.13.3.9", "9.0")
+
+    former = world.servings[1]
+    world.spec = spec(1, runtime={**runtime, "image": "triton:25.12", "tensorrtVersion": "10.14.1.48"}, **asked)
+    world.generation += 1
+    world.settle()
+    assert world.servings[1].serving_hash == former.serving_hash, "no pod is started on the other TensorRT"
+    world.spec = spec(1, runtime={**runtime, "image": "triton:25.12", "tensorrtVersion": "10.14.1.48", "replicas": 3}, **asked)
+    world.generation += 1
+    world.settle()
+    assert (world.servings[1].replicas, world.servings[1].serving_hash) == (3, former.serving_hash), "what there is scales still"
+    assert world.weights == {1: 100}
+    condition = world.status.condition("Ready")
+    assert condition is not None
+    assert (condition.status, condition.reason) == ("False", "TensorRTMismatch")
+    assert "TensorRT 10.13.3.9" in condition.message
+    assert "runtime.tensorrtVersion says 10.14.1.48" in condition.message
+
+    world.spec = spec(1, runtime=runtime, **asked)
+    world.generation += 1
+    world.settle()
+    assert world.ready_condition() == ("True", "Serving")
 
 
 def test_a_lost_status_is_found_again_from_the_children() -> None:

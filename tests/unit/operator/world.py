@@ -17,7 +17,7 @@ from perch.evidence import Batch, Gathered
 from perch.names import ANNOTATION_REVISION, ANNOTATION_SERVING_HASH, LABEL_COMPONENT, LABEL_VERSION
 from perch.observed import Identity, Installation, JobFacts, JobState, Observed, RouteFacts, ServingFacts
 from perch.plan import Apply, Delete, Plan, Scale, SetFinalizer, plan
-from perch_exporter.contract import Accuracy, ErrorReport, Outcome, Reason, Step, Summary
+from perch_exporter.contract import Accuracy, ErrorReport, Outcome, Reason, Step, Summary, Tooling
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 INSTALLATION = Installation("test-cluster", "exporter:1", "artifacts:1", "triton:1")
@@ -68,6 +68,8 @@ class World:
     gateway_api: bool = True
     gateway_accepts: bool = True
     namespace_terminating: bool = False
+    tooling: Tooling | None = None
+    """What the exports' summaries say that they were made with."""
     written_weights: list[dict[int, int]] = field(default_factory=list)
     rendered: list[str] = field(default_factory=list)
     """Names of Deployments that were rendered (not scaled), in order."""
@@ -195,6 +197,7 @@ class World:
                 outcome=Outcome.PUBLISHED,
                 artifact_uri=f"s3://models/{name}",
                 artifact_digest=f"sha256:{job.revision * 8}",
+                tooling=self.tooling,
             )
         self.jobs[name] = replace(job, state=JobState.SUCCEEDED, summary=summary, finished_at=self.now)
 
