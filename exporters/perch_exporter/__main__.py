@@ -102,9 +102,14 @@ def build(request: RequestPath, workspace: WorkspacePath, termination_log: Termi
 def publish(request: RequestPath, workspace: WorkspacePath, termination_log: TerminationLog = None) -> None:
     """Check what convert made, upload it, write the manifest last, and write the summary."""
     with _step(Step.PUBLISH, termination_log):
-        from perch_exporter.publish import publish as run
+        document = _read(request, ExportRequest)
+        if done := Workspace(workspace).published():
+            log.info("already published, nothing to upload")
+        else:
+            from perch_exporter.publish import publish as run
 
-        _report(run(_read(request, ExportRequest), Workspace(workspace), os.environ), termination_log)
+            done = run(document, Workspace(workspace), os.environ)
+        _report(done, termination_log)
 
 
 @app.command()

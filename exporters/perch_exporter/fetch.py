@@ -14,7 +14,6 @@ from pathlib import Path
 from perch_exporter.artifact import published, sha256_of
 from perch_exporter.contract import ExportRequest, Object, Outcome, Reason
 from perch_exporter.failure import StepFailed
-from perch_exporter.model_files import check_request
 from perch_exporter.store import checkpoint_credentials, open_object, open_store, repository_credentials
 from perch_exporter.workspace import Workspace
 
@@ -29,6 +28,9 @@ def fetch(request: ExportRequest, workspace: Workspace, environment: Mapping[str
         workspace.write_published(found.summary(request.destination.uri, Outcome.ALREADY_PUBLISHED))
         log.info("already published as %s, nothing to do", found.digest)
         return
+    # Not sooner: it brings Triton's protobuf along, which what is published already need not wait for.
+    from perch_exporter.model_files import check_request
+
     check_request(request)  # what it refuses, it refuses before minutes of work
     for name, wanted in request.objects().items():
         _fetch_object(name, wanted, workspace.object(name), environment)

@@ -47,7 +47,7 @@ def publish(
         fetch(request, workspace, credentials)
         if not workspace.published():
             _convert(request, workspace, always, turns)
-        publish_artifact(request, workspace, credentials)
+            publish_artifact(request, workspace, credentials)
 
 
 def export_request(tenant: Tenant, model_deployment: dict[str, Any], version: int) -> ExportRequest:

@@ -67,9 +67,10 @@ def saved(content: object, root: Path, name: str = "v1.pt") -> Path:
 def export(asked: ExportRequest, root: Path) -> Summary:
     workspace = Workspace(root)
     fetch(asked, workspace, {})
-    if not workspace.published():
-        convert(asked, workspace)
-        prove(asked, workspace)
+    if done := workspace.published():
+        return done
+    convert(asked, workspace)
+    prove(asked, workspace)
     return publish(asked, workspace, {})
 
 
