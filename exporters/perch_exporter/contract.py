@@ -280,6 +280,8 @@ class ParityTolerance(_Contract):
     relative_tolerance: Tolerance = "1e-3"
     minimum_top1_agreement: Share | None = None
     """Of outputs that are one row of class scores for each sample; not judged where it is None."""
+    minimum_iou: Share | None = None
+    """Of detections, which are judged by another rule: the overlap at which two boxes are the same."""
 
     @property
     def absolute(self) -> float:

@@ -21,9 +21,18 @@ The rule. For each output, over N samples, in double precision:
   columns). It must be at least minimumTop1Agreement, where there is one. In FP32 and FP16 there is none unless the user sets
   it: the golden samples are made up, and a tie on meaningless inputs is no fault.
 
+Of *detections* (boxes, labels and scores, where the tolerance has a minimumIou) rows have no place of their own, so another rule
+stands for the three together. Each detection has a partner on the other side, as `perch_exporter.detections` says which:
+
+- The *relative error* is the share of detections without one, of both sides. It must be at most relativeTolerance.
+- The *absolute error* is the largest difference between partners' scores. It must be at most absoluteTolerance.
+- The *spread* is the relative error that the checkpoint's own answers have against those to the next sample. The gate is
+  Unprovable where it is below a tenth or below twice the relativeTolerance, and where there is no detection to be judged.
+
 The tolerances are the request's; where it says nothing they are those of the precision: 1e-3 for FP32, 5e-2 for FP16, 0.25 and
-an agreement of 0.9 for INT8. With 256 levels for every tensor the single largest error over all samples and classes is no fine
-measure, and 0.25 of the spread only tells a network from another; the agreement, on real samples, tells the rest.
+an agreement of 0.9 for INT8; of detections 1e-2 may be without a partner. With 256 levels for every tensor the single largest
+error over all samples and classes is no fine measure, and 0.25 of the spread only tells a network from another; the agreement,
+on real samples, tells the rest.
 
 The answers to compare with are the checkpoint's own at every precision, here and beside every Triton: an artefact tied to its
 own former answers would hide how far it has left the network that was trained. So that a sound INT8 artefact passes on every
@@ -42,12 +51,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from perch_exporter import detections
 from perch_exporter.contract import Parity, ParityTolerance, Verdict
 from perch_exporter.samples import Array, Tensors
 
 _ROUNDING = 16
 _LEAST_SPREAD = 64
 """In units of the type's epsilon."""
+_LEAST_APART = 0.1
+"""Of the detections in a sample, the share that others do not have."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +84,7 @@ class _Judgement:
 
 def judge(cases: Sequence[Answers], tolerance: ParityTolerance) -> Parity:
     """The worst verdict over all cases and outputs, with the worst figures. `cases` holds at least one output."""
-    all_of_them = [
-        _judge_output(name, reference, case, tolerance) for case in cases for name, reference in case.reference.items()
-    ]
+    all_of_them = [judgement for case in cases for judgement in _judge_case(case, tolerance)]
     order = (Verdict.PASSED, Verdict.UNPROVABLE, Verdict.FAILED)
     worst = max(all_of_them, key=lambda judgement: (order.index(judgement.verdict), judgement.proves, judgement.relative))
     if worst.verdict is Verdict.PASSED and not worst.proves:
@@ -110,7 +120,15 @@ def _finite(figure: float) -> float | None:
     return figure if np.isfinite(figure) else None
 
 
-def _judge_output(name: str, reference: Array, case: Answers, tolerance: ParityTolerance) -> _Judgement:
+def _judge_case(case: Answers, tolerance: ParityTolerance) -> list[_Judgement]:
+    if tolerance.minimum_iou is None:
+        return [_judge_output(name, reference, case, tolerance) for name, reference in case.reference.items()]
+    strange = (_strange(name, reference, case) for name, reference in case.reference.items())
+    return [next((found for found in strange if found), None) or _judge_detections(case, tolerance)]
+
+
+def _strange(name: str, reference: Array, case: Answers) -> _Judgement | None:
+    """Answers that are not even of one kind."""
     actual = case.actual.get(name)
     if actual is None or actual.shape != reference.shape:
         answer = "is missing" if actual is None else f"has shape {list(actual.shape)}"
@@ -120,11 +138,45 @@ def _judge_output(name: str, reference: Array, case: Answers, tolerance: ParityT
         words = f"{name} is {actual.dtype}, the checkpoint's is {reference.dtype} ({case.batch})"
         return _Judgement(Verdict.FAILED, words, np.inf, np.inf)
     if not np.issubdtype(reference.dtype, np.floating):
-        return _judge_integers(name, reference, actual, case, tolerance)
+        return None
     for whose, array in (("the checkpoint's", reference), ("the artefact's", actual)):
         if not np.isfinite(array).all():
             words = f"{whose} {name} holds NaN or Inf ({case.batch})"
             return _Judgement(Verdict.FAILED, words, np.inf, np.inf)
+    return None
+
+
+def _judge_detections(case: Answers, tolerance: ParityTolerance) -> _Judgement:
+    overlap = float(tolerance.minimum_iou or 0)
+    found = detections.compare(case.reference, case.actual, tolerance.absolute, overlap)
+    next_one = {name: np.roll(array, 1, axis=0) for name, array in case.reference.items()}
+    apart = detections.compare(case.reference, next_one, tolerance.absolute, overlap).share_alone
+    words = (
+        f"detections: {found.alone} of {found.asked} have no partner of the same label with an overlap of {overlap:g} "
+        f"(allowed {tolerance.relative_tolerance} of them), partners' scores differ by at most {found.score_error:.2g} "
+        f"(allowed {_allowed(apart, tolerance):.2g}), {case.batch}"
+    )
+    verdict = Verdict.PASSED
+    if found.share_alone > tolerance.relative or found.score_error > _allowed(apart, tolerance):
+        verdict = Verdict.FAILED
+    elif found.asked == 0:
+        verdict = Verdict.UNPROVABLE
+        words = (
+            "detections: the checkpoint finds nothing for certain in the samples; real ones (verification.parity.samples) may "
+            "show more"
+        )
+    elif apart < max(_LEAST_APART, 2 * tolerance.relative):
+        verdict = Verdict.UNPROVABLE
+        words += f"; the checkpoint finds the same in different samples, but for {apart:.2g}, too alike to prove anything"
+    return _Judgement(verdict, words, found.score_error, found.share_alone, apart)
+
+
+def _judge_output(name: str, reference: Array, case: Answers, tolerance: ParityTolerance) -> _Judgement:
+    if strange := _strange(name, reference, case):
+        return strange
+    actual = case.actual[name]
+    if not np.issubdtype(reference.dtype, np.floating):
+        return _judge_integers(name, reference, actual, case, tolerance)
     wide, narrow = reference.astype(np.float64), actual.astype(np.float64)
     epsilon = float(np.finfo(reference.dtype).eps)
     absolute = float(np.abs(wide - narrow).max(initial=0.0))

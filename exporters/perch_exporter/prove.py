@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from perch_exporter.contract import (
     Verdict,
 )
 from perch_exporter.datasets import MOST_CALIBRATION, open_data_set
+from perch_exporter.detections import aligned
 from perch_exporter.failure import StepFailed
 from perch_exporter.handover import handed_over, inspect, rejected
 from perch_exporter.onnx_file import GraphFacts, look_at
@@ -76,6 +78,7 @@ def prove(request: ExportRequest, workspace: Workspace) -> None:
     )
     workspace.proof.mkdir(parents=True, exist_ok=True)
     whole = next(case for case in cases if case.batch == golden.samples)
+    shown = _side_by_side(request, whole.answers)
     content = Content(
         request=request,
         figures=figures,
@@ -83,9 +86,9 @@ def prove(request: ExportRequest, workspace: Workspace) -> None:
         checkpoint_bytes=workspace.checkpoint.stat().st_size,
         artifact_bytes=sum(file.stat().st_size for file in workspace.output.glob(f"{MODEL}*")),
         timing=Timing(golden.samples, reference.eager_seconds, whole.seconds),
-        answers=[(name, array, whole.answers.actual[name]) for name, array in golden.outputs.items()],
+        answers=[(name, array, shown.actual[name]) for name, array in golden.outputs.items()],
         classes=measured.classes if measured else (),
-        seen=measured.seen if measured else _furthest(golden, whole.answers),
+        seen=measured.seen if measured else _furthest(golden, shown),
     )
     (workspace.proof / REPORT).write_text(render(content))
     if failure is not None:
@@ -222,6 +225,14 @@ class _Worst:
 
     def seen(self) -> list[Seen]:
         return [seen for _, _, seen in self._found]
+
+
+def _side_by_side(request: ExportRequest, answers: Answers) -> Answers:
+    """Answers that can be shown element by element: detections of nearly one score change places."""
+    overlap = request.tolerance.minimum_iou
+    if overlap is None:
+        return answers
+    return replace(answers, actual=aligned(answers.reference, answers.actual, float(overlap)))
 
 
 def _furthest(golden: Golden, answers: Answers) -> list[Seen]:
