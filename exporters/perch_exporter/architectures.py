@@ -1,7 +1,7 @@
 """Architectures by name: what `convert` builds before the checkpoint's weights go in. Needs torch.
 
 `lenet5` and `zfnet` are ours; `torchvision:<name>` is any classification model of torchvision, always with weights=None:
-nothing is ever downloaded here.
+nothing is ever downloaded here. Detection models are built in `perch_exporter.detectors`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from perch_exporter.contract import Architecture, Reason
+from perch_exporter.contract import DETECTORS, Architecture, Reason
 from perch_exporter.failure import StepFailed
 
 TORCHVISION = "torchvision:"
@@ -131,7 +131,7 @@ def build_model(architecture: Architecture, checkpoint_keys: Collection[str]) ->
     if architecture.name is None:
         raise ValueError("an architecture without a name is built by its own code")
     factory = _factory(architecture.name)
-    arguments = {_snake(name): value for name, value in architecture.parameters.items()}
+    arguments = {snake(name): value for name, value in architecture.parameters.items()}
     _refuse_unknown(architecture, factory, arguments)
     if architecture.name in (TORCHVISION + "googlenet", TORCHVISION + "inception_v3"):
         arguments.setdefault("aux_logits", any(key.lower().startswith("aux") for key in checkpoint_keys))
@@ -154,8 +154,14 @@ def _factory(name: str) -> Callable[..., nn.Module]:
 
     known = torchvision.models.list_models(module=torchvision.models)
     short = name.removeprefix(TORCHVISION)
+    if short not in known and short in torchvision.models.list_models():
+        raise StepFailed(
+            Reason.UNKNOWN_ARCHITECTURE,
+            f"{short} of torchvision is no classification model, and of its others these are served: {', '.join(DETECTORS)}; "
+            "what answers with masks, keypoints, or lists of any length in two stages is not",
+        )
     if short not in known:
-        near = difflib.get_close_matches(short, known, n=3)
+        near = difflib.get_close_matches(short, [*known, *(name.removeprefix(TORCHVISION) for name in DETECTORS)], n=3)
         hint = (
             f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(_OURS)} and torchvision:<{', '.join(known)}>"
         )
@@ -175,15 +181,15 @@ def _refuse_unknown(architecture: Architecture, factory: Callable[..., Any], arg
     if refused:
         raise StepFailed(
             Reason.INVALID_PARAMETERS,
-            f"architecture {architecture.name} has no parameter {', '.join(_camel(name) for name in refused)}; "
+            f"architecture {architecture.name} has no parameter {', '.join(camel(name) for name in refused)}; "
             "numClasses is the usual one",
         )
 
 
-def _snake(name: str) -> str:
+def snake(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
-def _camel(name: str) -> str:
+def camel(name: str) -> str:
     head, *rest = name.split("_")
     return head + "".join(part.title() for part in rest)

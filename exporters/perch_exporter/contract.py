@@ -158,6 +158,18 @@ class Checkpoint(Object):
         return self
 
 
+DETECTORS = (
+    "torchvision:fcos_resnet50_fpn",
+    "torchvision:retinanet_resnet50_fpn",
+    "torchvision:retinanet_resnet50_fpn_v2",
+    "torchvision:ssd300_vgg16",
+    "torchvision:ssdlite320_mobilenet_v3_large",
+)
+"""Networks that answer with boxes, labels and scores; `perch_exporter.detectors` exports them."""
+
+MOST_DETECTIONS = 1000
+"""In one image: whoever judges them compares each with each."""
+
 ParameterValue = (
     StrictBool | StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)] | Annotated[StrictStr, Field(max_length=1024)]
 )
@@ -223,6 +235,11 @@ class TensorSpec(_Contract):
         if 0 in self.shape:
             raise ValueError(f"{self.name}: a dimension is 1 or more, or -1 where it may have any size")
         return self
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is a colour image of one size, channels first."""
+        return self.data_type is DataType.FP32 and len(self.shape) == 3 and self.shape[0] == 3 and -1 not in self.shape
 
 
 class Precision(StrEnum):
@@ -302,6 +319,10 @@ _DEFAULT_TOLERANCE = {
     Precision.FP16: ParityTolerance(absolute_tolerance="5e-2", relative_tolerance="5e-2"),
     Precision.INT8: ParityTolerance(absolute_tolerance="0.25", relative_tolerance="0.25", minimum_top1_agreement="0.9"),
 }
+
+
+# Which of two boxes survives hangs on a limit, so a few of a thousand may be others; the boxes themselves hardly move.
+_DETECTIONS_TOLERANCE = {"relative_tolerance": "1e-2", "minimum_iou": "0.9"}
 
 
 class OnFailure(StrEnum):
@@ -582,12 +603,40 @@ class ExportRequest(_Contract):
         return self
 
     @property
+    def detects(self) -> bool:
+        return self.architecture is not None and self.architecture.name in DETECTORS
+
+    @model_validator(mode="after")
+    def _detections(self) -> Self:
+        if not self.detects:
+            return self
+        if len(self.inputs) != 1 or not self.inputs[0].is_image:
+            raise ValueError(f"{self.architecture} takes one input: FP32, of shape [3, height, width] with both stated")
+        most = self.outputs[0].shape[0] if self.outputs[0].shape else 0
+        wanted = [("boxes", DataType.FP32, (most, 4)), ("labels", DataType.INT64, (most,)), ("scores", DataType.FP32, (most,))]
+        given = [(tensor.name, tensor.data_type, tensor.shape) for tensor in self.outputs]
+        if given != wanted or not 1 <= most <= MOST_DETECTIONS:
+            raise ValueError(
+                f"{self.architecture} has the outputs boxes (FP32, [D, 4]), labels (INT64, [D]) and scores (FP32, [D]), in this "
+                f"order, with D detections for each image, 1 to {MOST_DETECTIONS}"
+            )
+        if self.architecture and self.architecture.layer is not None:
+            raise ValueError(f"architecture.layer is not for {self.architecture}, which answers with detections")
+        if self.conversion.precision is not Precision.FP32:
+            raise ValueError(f"{self.architecture} is exported in FP32 alone, not in {self.conversion.precision}")
+        if self.triton.accelerator is not None:
+            raise ValueError(f"triton.accelerator is not for {self.architecture}")
+        return self
+
+    @property
     def tolerance(self) -> ParityTolerance:
         """The limits that stand in the request, and for the rest those of the precision."""
         given: dict[str, Any] = self.verification.parity.model_dump(by_alias=False, exclude_none=True)
         if self.architecture is not None and self.architecture.layer is not None:
             # Features of a layer are no scores: which is the largest says nothing.
             given = {"minimum_top1_agreement": None} | given
+        if self.detects:
+            given = _DETECTIONS_TOLERANCE | given
         return _DEFAULT_TOLERANCE[self.conversion.precision].model_copy(update=given)
 
     def objects(self) -> dict[str, Object]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -89,9 +90,10 @@ def _convert(request: ExportRequest, workspace: Workspace, code: UserCode | None
         golden, calibration, eager_seconds = _samples(request, workspace, reference)
     else:
         model = _load(request, workspace, code)
-        reference = partial(_ask_checkpoint, request, model, code)
+        asked, exported = _forms(request, model)
+        reference = partial(_ask_checkpoint, request, asked, code)
         golden, calibration, eager_seconds = _samples(request, workspace, reference)
-        _export(request, model, golden, path, request.conversion.opset or DEFAULT_OPSET)
+        _export(request, exported, golden, path, request.conversion.opset or DEFAULT_OPSET)
     save_golden(golden, workspace.output / GOLDEN)
     if calibration is not None:
         save_golden(Golden({}, calibration.outputs), workspace.output / CALIBRATED)
@@ -147,11 +149,34 @@ def _load(request: ExportRequest, workspace: Workspace, code: UserCode | None) -
     given = request.checkpoint
     weights = read_state_dict(workspace.checkpoint, given.format, given.state_dict_key, given.trust_source)
     log.info("read %d tensors from the checkpoint", len(weights))
-    if code is None:
+    if request.detects:
+        from perch_exporter.detectors import build_detector
+
+        # Its anchors are made when it is, and are no weights: on torch's meta device they would be lost.
+        model = load_model(lambda: build_detector(architecture, weights), weights, on_meta=False)
+    elif code is None:
         model = load_model(lambda: build_model(architecture, weights.keys()), weights)
     else:
         model = load_model(lambda: code.build(architecture), weights, on_meta=False)
     return model if architecture.layer is None else cut(model, architecture.layer)
+
+
+def _forms(request: ExportRequest, model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """What is asked, and what is exported: one and the same, except for detection models."""
+    if not request.detects:
+        return model, model
+    from perch_exporter.detectors import BatchedDetector, Detector
+
+    channels, height, width = request.inputs[0].shape
+    return Detector(model), BatchedDetector(model, (channels, height, width)).eval()
+
+
+def _translations(request: ExportRequest) -> dict[Callable[..., Any], Callable[..., Any]] | None:
+    if not request.detects:
+        return None
+    from perch_exporter.detectors import TRANSLATIONS
+
+    return dict(TRANSLATIONS)
 
 
 def _samples(request: ExportRequest, workspace: Workspace, reference: Ask) -> tuple[Golden, Golden | None, float]:
@@ -283,6 +308,7 @@ def _export(request: ExportRequest, model: nn.Module, golden: Golden, path: Path
             output_names=[spec.name for spec in request.outputs],
             dynamic_shapes=tuple(_dynamic(spec) for spec in request.inputs),
             opset_version=opset,
+            custom_translation_table=_translations(request),
             verbose=False,
         )
         if program is None:

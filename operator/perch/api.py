@@ -366,7 +366,9 @@ class Architecture(Model):
         max_length=128,
         pattern=r"^(lenet5|zfnet|torchvision:[a-z][a-z0-9_]*)$",
         json_schema_extra=_refusal("name an architecture: lenet5, zfnet, or torchvision:<name>, such as torchvision:resnet18"),
-        description="lenet5, zfnet, or torchvision:<name> for torchvision's classification models, such as torchvision:resnet18.",
+        description="lenet5, zfnet, or torchvision:<name>, such as torchvision:resnet18: torchvision's classification models, "
+        "and of its detection models ssdlite320_mobilenet_v3_large, ssd300_vgg16, retinanet_resnet50_fpn (also _v2) and "
+        "fcos_resnet50_fpn.",
     )
     entry_point: str | None = Field(
         None,
@@ -750,6 +752,15 @@ class TritonModel(Model):
     )
 
 
+DETECTORS = (
+    "torchvision:fcos_resnet50_fpn",
+    "torchvision:retinanet_resnet50_fpn",
+    "torchvision:retinanet_resnet50_fpn_v2",
+    "torchvision:ssd300_vgg16",
+    "torchvision:ssdlite320_mobilenet_v3_large",
+)
+"""As in `perch_exporter.contract`."""
+_NO_DETECTOR = f"!has(self.architecture) || !has(self.architecture.name) || !(self.architecture.name in {list(DETECTORS)})"
 _CROP, _RESIZE = "self.preprocessing.centerCrop", "self.preprocessing.resize"
 _LAST = "has(self.preprocessing.layout) && self.preprocessing.layout == 'HWC'"
 _HEIGHT, _WIDTH, _DEPTH = (f"i.shape[{_LAST} ? {last} : {first}]" for last, first in ((0, 1), (1, 2), (2, 0)))
@@ -801,6 +812,37 @@ class Version(Model):
                 f"{_HEIGHT} == {_RESIZE}[0] && {_WIDTH} == {_RESIZE}[{_RESIZE}.size() - 1] : {_HEIGHT} > 0 && {_WIDTH} > 0))",
                 "preprocessing makes tensors of the size of centerCrop, or of resize: give the input's shape these sizes",
                 ".preprocessing",
+            ),
+            (
+                f"{_NO_DETECTOR} || self.inputs.size() == 1 && self.inputs.all(i, i.dataType == 'FP32' && i.shape.size() == 3 && "
+                "i.shape[0] == 3 && i.shape[1] > 0 && i.shape[2] > 0)",
+                "a detection model takes one image: give one input, FP32, of shape [3, height, width], both above 0",
+                ".inputs",
+            ),
+            (
+                f"{_NO_DETECTOR} || self.outputs.map(o, o.name) == ['boxes', 'labels', 'scores'] && "
+                "self.outputs.map(o, o.dataType) == ['FP32', 'INT64', 'FP32'] && self.outputs[0].shape.size() == 2 && "
+                "self.outputs[0].shape[1] == 4 && self.outputs[0].shape[0] > 0 && self.outputs[0].shape[0] <= 1000 && "
+                "self.outputs[1].shape == [self.outputs[0].shape[0]] && self.outputs[2].shape == [self.outputs[0].shape[0]]",
+                "a detection model gives boxes (FP32, [D, 4]), labels (INT64, [D]) and scores (FP32, [D]): name these outputs in "
+                "this order, with D detections for each image, at most 1000",
+                ".outputs",
+            ),
+            (
+                f"{_NO_DETECTOR} || !has(self.architecture.layer)",
+                "remove layer: a detection model is served whole",
+                ".architecture.layer",
+            ),
+            (
+                f"{_NO_DETECTOR} || !has(self.conversion) || !has(self.conversion.precision) || "
+                "self.conversion.precision == 'FP32'",
+                "a detection model is exported in FP32 alone: remove conversion.precision",
+                ".conversion.precision",
+            ),
+            (
+                f"{_NO_DETECTOR} || !has(self.triton) || !has(self.triton.accelerator)",
+                "remove accelerator: a detection model is run by onnxruntime itself",
+                ".triton.accelerator",
             ),
             (
                 "!has(self.architecture) || self.checkpoint.format in ['StateDict', 'SafeTensors']",

@@ -118,6 +118,24 @@ def onnx_entry(version: int) -> dict[str, Any]:
     return {**whole, "checkpoint": checkpoint}
 
 
+def detector_entry(version: int) -> dict[str, Any]:
+    """A detection model, which excludes what is for class scores alone."""
+    whole = entry(version)
+    del whole["conversion"], whole["verification"]["accuracy"], whole["postprocessing"]
+    del whole["triton"]["labels"], whole["triton"]["accelerator"]
+    return {
+        **whole,
+        "architecture": {"name": "torchvision:ssdlite320_mobilenet_v3_large", "parameters": {"detectionsPerImg": 50}},
+        "inputs": [{"name": "image", "dataType": "FP32", "shape": [3, 320, 320]}],
+        "outputs": [
+            {"name": "boxes", "dataType": "FP32", "shape": [50, 4]},
+            {"name": "labels", "dataType": "INT64", "shape": [50]},
+            {"name": "scores", "dataType": "FP32", "shape": [50]},
+        ],
+        "preprocessing": {"resize": [320, 320]},
+    }
+
+
 def metric(name: str) -> dict[str, Any]:
     query = 'quantile_over_time(0.9, latency{namespace="{{namespace}}", service="{{canaryService}}"}[{{window}}])'
     return {"name": name, "query": query, "max": "-1.5e-3"}
@@ -298,6 +316,11 @@ def rules_of(headers: list[tuple[str, str, str]]) -> Change:
 
 
 PLAN = both(drop("versions/0/triton/accelerator"), put("versions/0/conversion/target", "TensorRT"))
+
+
+def of_a_detector(change: Change) -> Change:
+    """The change, made to a spec whose first version is a detection model."""
+    return both(put("versions/0", detector_entry(1)), change)
 
 
 @dataclass(frozen=True)
@@ -899,6 +922,32 @@ REFUSED_WHEN_CREATED = [
         put("versions/0/checkpoint/stateDictKey", "model/weights"),
         f"{V}.checkpoint.stateDictKey",
         "such as state_dict",
+    ),
+    *(
+        Refusal(f"a detection model {sentence}", of_a_detector(change), f"{V}.{field}", says, False)
+        for sentence, change, field, says in (
+            (
+                "has inputs of any size",
+                both(put("versions/0/inputs/0/shape", [3, -1, 320]), drop("versions/0/preprocessing")),
+                "inputs",
+                "both above 0",
+            ),
+            ("takes FP16", put("versions/0/inputs/0/dataType", "FP16"), "inputs", "takes one image"),
+            ("has no labels", drop("versions/0/outputs/1"), "outputs", "name these outputs"),
+            ("has outputs in another order", lambda s: s["versions"][0]["outputs"].reverse(), "outputs", "in this order"),
+            ("has labels of another type", put("versions/0/outputs/1/dataType", "INT32"), "outputs", "labels (INT64"),
+            ("has boxes of five numbers", put("versions/0/outputs/0/shape", [50, 5]), "outputs", "boxes (FP32, [D, 4])"),
+            ("has fewer scores than boxes", put("versions/0/outputs/2/shape", [49]), "outputs", "scores (FP32, [D])"),
+            (
+                "has too many boxes",
+                lambda s: [tensor["shape"].__setitem__(0, 1001) for tensor in s["versions"][0]["outputs"]],
+                "outputs",
+                "at most 1000",
+            ),
+            ("is cut at a layer", put("versions/0/architecture/layer", "head"), "architecture.layer", "served whole"),
+            ("is exported in FP16", put("versions/0/conversion", {"precision": "FP16"}), "conversion.precision", "FP32 alone"),
+            ("is accelerated", put("versions/0/triton/accelerator", "TensorRT"), "triton.accelerator", "remove accelerator"),
+        )
     ),
     Refusal("a layer is no name", put("versions/0/architecture/layer", "layer 4"), f"{V}.architecture.layer", "such as flatten"),
     Refusal(
@@ -1689,6 +1738,7 @@ REFUSED_WHEN_CHANGED = [
 ALLOWED_CHANGES: list[tuple[str, Change]] = [
     ("an entry is added", lambda s: s["versions"].append(entry(3))),
     ("an ONNX file is added", lambda s: s["versions"].append(onnx_entry(3))),
+    ("a detection model is added", lambda s: s["versions"].append(detector_entry(3))),
     ("an entry out of traffic is removed", both(NO_CANARY, lambda s: s["versions"].pop(1))),
     ("entries are put in another order", lambda s: s["versions"].reverse()),
     ("the canary is promoted", both(NO_CANARY, put("traffic/stable", 2))),

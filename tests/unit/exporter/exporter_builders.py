@@ -48,7 +48,7 @@ def document(**changes: Any) -> dict[str, Any]:
         place = content
         for folder in folders:
             place = place.setdefault(folder, {})
-        place[last] = value
+        place[last] = copy.deepcopy(value)
     return content
 
 

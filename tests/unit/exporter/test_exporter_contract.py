@@ -20,6 +20,24 @@ from perch_exporter.contract import ErrorReport, ExportRequest, Outcome, Parity,
 SOURCE = {"uri": "s3://code/nets.zip", "sha256": "b" * 64}
 SAMPLES = {"uri": "s3://checkpoints/samples.npz", "sha256": "b" * 64}
 
+TENSOR = {"name": "image", "dataType": "FP32", "shape": [3, 320, 320]}
+
+
+def boxes(most: int) -> list[dict[str, Any]]:
+    return [
+        {"name": "boxes", "dataType": "FP32", "shape": [most, 4]},
+        {"name": "labels", "dataType": "INT64", "shape": [most]},
+        {"name": "scores", "dataType": "FP32", "shape": [most]},
+    ]
+
+
+BOXES = boxes(300)
+DETECTOR: dict[str, Any] = {
+    "architecture": {"name": "torchvision:ssdlite320_mobilenet_v3_large", "parameters": {"numClasses": 7}},
+    "inputs": [TENSOR],
+    "outputs": BOXES,
+}
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("an unknown field", {"batchSize": 3}, "batchSize"),
     ("an unknown field further down", {"triton__maxBatch": 3}, "maxBatch"),
@@ -117,6 +135,14 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         },
         "not the one input",
     ),
+    ("a detector with pictures of any size", {**DETECTOR, "inputs": [TENSOR | {"shape": [3, -1, 320]}]}, "takes one input"),
+    ("a detector with grey pictures", {**DETECTOR, "inputs": [TENSOR | {"shape": [1, 320, 320]}]}, "takes one input"),
+    ("a detector without labels", {**DETECTOR, "outputs": BOXES[::2]}, "has the outputs boxes .* labels .* scores"),
+    ("a detector's outputs in another order", {**DETECTOR, "outputs": BOXES[::-1]}, "in this order"),
+    ("a detector of very many boxes", {**DETECTOR, "outputs": boxes(1001)}, "1 to 1000"),
+    ("a detector's layer", {**DETECTOR, "architecture__layer": "head"}, "layer is not for torchvision:ssdlite320"),
+    ("a detector in FP16", {**DETECTOR, "conversion__precision": "FP16"}, "exported in FP32 alone, not in FP16"),
+    ("an accelerated detector", {**DETECTOR, "triton__accelerator": "TensorRT", "triton__instanceKind": "GPU"}, "not for"),
     ("no instances", {"triton__instanceCount": 0}, "triton.instanceCount"),
     ("an accelerator on any device", {"triton__accelerator": "TensorRT"}, "needs instanceKind GPU, not AUTO"),
     (
@@ -156,6 +182,14 @@ def test_tolerances_that_the_request_leaves_out_are_those_of_its_precision() -> 
     assert request().tolerance == ParityTolerance(absolute_tolerance="1e-3", relative_tolerance="1e-3")
     half = request(conversion__precision="FP16", verification__parity__relativeTolerance="1e-3")
     assert half.tolerance == ParityTolerance(absolute_tolerance="5e-2", relative_tolerance="1e-3")
+
+
+def test_detections_are_matched_in_place_of_compared() -> None:
+    tolerance = ExportRequest.from_json(json.dumps(document(**DETECTOR))).tolerance
+    assert (tolerance.minimum_iou, tolerance.relative, tolerance.absolute) == ("0.9", 0.01, 0.001)
+    own = document(**DETECTOR, verification__parity={"relativeTolerance": "0.05"})
+    assert ExportRequest.from_json(json.dumps(own)).tolerance.relative == 0.05
+    assert ExportRequest.from_json(json.dumps(document())).tolerance.minimum_iou is None
 
 
 def test_top1_agreement_is_asked_of_int8_where_outputs_are_scores() -> None:
