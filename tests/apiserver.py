@@ -24,8 +24,7 @@ from devcluster.certificates import Authority
 from devcluster.gobuild import ETCD, HELM, KUBERNETES, build
 
 START_SECONDS = 60
-ESTABLISHED = '--for=jsonpath={.status.conditions[?(@.type=="Established")].status}=True'
-"""For `kubectl wait` and CRDs: `condition=Established` fails where a new one has no conditions at all yet."""
+ESTABLISHED_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,16 @@ class ApiServer:
 
     def kubectl(self, *arguments: str, text: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self._run([build(KUBERNETES, self.folder / "build.log") / "kubectl", *arguments], text, check)
+
+    def wait_established(self, *crds: str) -> None:
+        """`kubectl wait` fails where a new CRD has no conditions at all yet, whatever it is told to wait for."""
+        end = time.monotonic() + ESTABLISHED_SECONDS
+        for crd in crds:
+            look = ("get", "crd", crd, "-o", 'jsonpath={.status.conditions[?(@.type=="Established")].status}')
+            while self.kubectl(*look).stdout != "True":
+                if time.monotonic() > end:
+                    raise AssertionError(f"{crd} is not established")
+                time.sleep(0.2)
 
     def helm(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self._run([helm_command(self.folder), *arguments], None, check)

@@ -624,8 +624,8 @@ class ExportRequest(_Contract):
             raise ValueError(f"architecture.layer is not for {self.architecture}, which answers with detections")
         if self.conversion.precision is not Precision.FP32:
             raise ValueError(f"{self.architecture} is exported in FP32 alone, not in {self.conversion.precision}")
-        if self.triton.accelerator is not None:
-            raise ValueError(f"triton.accelerator is not for {self.architecture}")
+        if self.for_tensorrt:
+            raise ValueError(f"TensorRT is not for {self.architecture}, which onnxruntime runs")
         return self
 
     @property

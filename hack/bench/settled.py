@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import psutil
 import yaml
-from tests.apiserver import ESTABLISHED, running
+from tests.apiserver import running
 
 from devcluster import gobuild
 from perch.kube import DEPLOYMENT, JOB, MODEL_DEPLOYMENT, POD, ROUTE, Kube
@@ -35,7 +35,7 @@ def measure(count: int = 100, seconds: int = 60) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as server:
         server.kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "modeldeployments.serving.perch.dev.yaml"))
         server.kubectl("apply", "--server-side", "-f", str(httproute_crd()))
-        server.kubectl("wait", ESTABLISHED, "crd", "--all", "--timeout=60s")
+        server.wait_established("modeldeployments.serving.perch.dev", "httproutes.gateway.networking.k8s.io")
         env = {
             **os.environ,
             "KUBECONFIG": str(server.kubeconfig),

@@ -840,6 +840,11 @@ class Version(Model):
                 ".conversion.precision",
             ),
             (
+                f"{_NO_DETECTOR} || !has(self.conversion) || !has(self.conversion.target) || self.conversion.target == 'ONNX'",
+                "a detection model is run by onnxruntime: remove conversion.target",
+                ".conversion.target",
+            ),
+            (
                 f"{_NO_DETECTOR} || !has(self.triton) || !has(self.triton.accelerator)",
                 "remove accelerator: a detection model is run by onnxruntime itself",
                 ".triton.accelerator",

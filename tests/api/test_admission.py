@@ -927,6 +927,12 @@ REFUSED_WHEN_CREATED = [
         Refusal(f"a detection model {sentence}", of_a_detector(change), f"{V}.{field}", says, False)
         for sentence, change, field, says in (
             (
+                "becomes a TensorRT plan",
+                put("versions/0/conversion/target", "TensorRT"),
+                "conversion.target",
+                "remove conversion.target",
+            ),
+            (
                 "has inputs of any size",
                 both(put("versions/0/inputs/0/shape", [3, -1, 320]), drop("versions/0/preprocessing")),
                 "inputs",

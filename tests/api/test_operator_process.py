@@ -18,7 +18,7 @@ import httpx
 import pytest
 import yaml
 
-from tests.apiserver import ESTABLISHED, ApiServer, running
+from tests.apiserver import ApiServer, running
 
 ROOT = Path(__file__).resolve().parents[2]
 CRD = ROOT / "crds" / "modeldeployments.serving.perch.dev.yaml"
@@ -110,7 +110,7 @@ def test_an_operator_that_starts_before_its_crd_waits_says_so_and_then_works(
     eventually(lambda: operator.says("install the CRD modeldeployments.serving.perch.dev"), "it names the missing CRD")
     assert httpx.get(f"http://127.0.0.1:{operator.port}/healthz").status_code == 200
     bare.kubectl("apply", "--server-side", "-f", str(CRD))
-    bare.kubectl("wait", ESTABLISHED, "crd/modeldeployments.serving.perch.dev", "--timeout=30s")
+    bare.wait_established("modeldeployments.serving.perch.dev")
     with model(bare, "early") as look:
         eventually(lambda: condition(look(), "Ready"), "it works once the CRD is there")
         assert condition(look(), "Ready")["reason"] == "Exporting"

@@ -12,7 +12,7 @@ import pytest
 from perch.crd import build_crd
 from tests.api.conftest import COLLECTION, CRDS
 from tests.api.test_admission import create, full_spec
-from tests.apiserver import ESTABLISHED, ApiServer
+from tests.apiserver import ApiServer
 from tests.chart.conftest import CHART
 
 CRD = f"{CRDS}/modeldeployments.serving.perch.dev"
@@ -41,7 +41,7 @@ def stored(cluster: ApiServer, path: str) -> Any:
 def test_install_upgrade_and_uninstall_keep_the_crd_and_what_users_made(cluster: ApiServer) -> None:
     told = install(cluster)
     assert "kubectl explain modeldeployment.spec" in told.stdout
-    cluster.kubectl("wait", ESTABLISHED, "crd/modeldeployments.serving.perch.dev", "--timeout=10s")
+    cluster.wait_established("modeldeployments.serving.perch.dev")
     assert create(cluster, "digits", full_spec()).is_success
     before = stored(cluster, f"{COLLECTION}/digits")
 
