@@ -1,7 +1,7 @@
 """Torchvision's detection models: what `convert` builds, asks and exports. Needs torch.
 
-As torchvision has them they take a list of pictures and answer with lists of any length, which neither an ONNX file nor a server
-that batches can. So there are two forms of one model, with the same weights:
+As torchvision has them they take a list of pictures and answer with lists of any length, which no server can batch. So there are
+two forms of one model, with the same weights:
 
 - `Detector` asks torchvision's model itself, picture by picture, and is what the artefact is compared with.
 - `BatchedDetector` is what is exported: the network over the whole batch, and after it the choice of boxes in operations of fixed

@@ -928,7 +928,7 @@ REFUSED_WHEN_CREATED = [
         for sentence, change, field, says in (
             (
                 "becomes a TensorRT plan",
-                put("versions/0/conversion/target", "TensorRT"),
+                put("versions/0/conversion", {"target": "TensorRT"}),
                 "conversion.target",
                 "remove conversion.target",
             ),
