@@ -28,6 +28,7 @@ StateDict = Mapping[str, torch.Tensor]
 
 _WRAPPERS = ("module.", "_orig_mod.")
 
+MOST_UNPACKED = 2**28
 _NAMED_AT_MOST = 6
 _COUNTER = "num_batches_tracked"
 
@@ -53,7 +54,7 @@ def read_state_dict(path: Path, form: CheckpointFormat, key: str | None = None, 
             Reason.CHECKPOINT_UNREADABLE,
             f"the checkpoint holds {_kind(content)} and not a state dict; save model.state_dict()",
         )
-    strangers = [str(name) for name, value in content.items() if not _usable(name, value)]
+    strangers = [_key(name) for name, value in content.items() if not _usable(name, value)]
     if strangers:
         inside = _state_dicts(content)
         way_out = (
@@ -78,7 +79,7 @@ def _under(content: object, key: str) -> object:
     elif isinstance(content, Mapping) and content and all(_usable(name, value) for name, value in content.items()):
         there = "it is a plain state dict: leave stateDictKey out"
     else:
-        names = _some([str(name) for name in content]) if isinstance(content, Mapping) else ""
+        names = _some([_key(name) for name in content]) if isinstance(content, Mapping) else ""
         there = f"it has {names}" if names else f"it holds {_kind(content)}"
     raise StepFailed(Reason.CHECKPOINT_UNREADABLE, f"the checkpoint has nothing under checkpoint.stateDictKey {key}; {there}")
 
@@ -99,6 +100,11 @@ def _state_dicts(content: object) -> list[str]:
     return found[:_NAMED_AT_MOST]
 
 
+def _key(key: object) -> str:
+    """Of a hostile one not its text: tuples that are each other's parts many times have more characters than memory."""
+    return key if isinstance(key, str) else f"a key of type {type(key).__name__}"
+
+
 def _usable(key: object, value: object) -> bool:
     return isinstance(key, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized
 
@@ -111,6 +117,7 @@ def _read_safetensors(path: Path) -> object:
 
 
 def _read_pickle(path: Path) -> object:
+    check_unpacked(path, CheckpointFormat.STATE_DICT)
     try:
         # Only torch's zip form can be mapped; the one before version 1.6 is read into memory.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -128,6 +135,7 @@ def _read_pickle(path: Path) -> object:
 
 def _read_trusted(path: Path) -> object:
     """Runs whatever the pickle says. Its author's classes are found where a source is open (`user_code.opened`)."""
+    check_unpacked(path, CheckpointFormat.STATE_DICT)
     log.info("checkpoint.trustSource: the checkpoint may run code of its own")
     try:
         return torch.load(path, map_location="cpu", weights_only=False, mmap=zipfile.is_zipfile(path))
@@ -140,6 +148,23 @@ def _read_trusted(path: Path) -> object:
             Reason.CHECKPOINT_UNREADABLE,
             f"the checkpoint cannot be read, trusted as it is: {type(error).__name__}: {str(error)[:600]}{way_out}",
         ) from error
+
+
+def check_unpacked(path: Path, form: CheckpointFormat) -> None:
+    """torch stores tensors plainly, and unpacks whatever is packed into memory at once. Raises CheckpointUnreadable."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = sum(entry.file_size for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # torch's own reader says it better
+    if packed > MOST_UNPACKED:
+        raise StepFailed(
+            Reason.CHECKPOINT_UNREADABLE,
+            f"the checkpoint cannot be read as {form}: what is compressed in it unpacks to {packed:,} bytes, more than the "
+            f"{MOST_UNPACKED:,} that are taken; torch compresses no tensors",
+        )
 
 
 def _refused(path: Path, words: str) -> StepFailed:

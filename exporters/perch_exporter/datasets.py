@@ -341,6 +341,8 @@ def _reading() -> Iterator[None]:
     """Turns whatever a broken file leads its readers to into one sentence."""
     try:
         yield
+    except MemoryError as error:
+        raise _unreadable("reading it takes more memory than there is") from error
     except _BROKEN as error:
         raise _unreadable(f"{type(error).__name__}: {error}") from error
 

@@ -13,6 +13,7 @@ import onnx
 import torch
 from torch import nn
 
+from perch_exporter.checkpoint import check_unpacked
 from perch_exporter.contract import CheckpointFormat, ExportRequest, Reason
 from perch_exporter.failure import StepFailed
 
@@ -22,6 +23,7 @@ OLD_EXPORTER_OPSETS = range(18, 21)
 
 def load_script(path: Path) -> nn.Module:
     """Raises CheckpointUnreadable."""
+    check_unpacked(path, CheckpointFormat.TORCH_SCRIPT)
     try:
         module = torch.jit.load(path, map_location="cpu")
         # A frozen module is one for inference already, and has no such switch.
@@ -32,6 +34,7 @@ def load_script(path: Path) -> nn.Module:
 
 def load_program(path: Path, request: ExportRequest) -> nn.Module:
     """The program as a module. Raises CheckpointUnreadable, or ShapeMismatch where its batch is fixed."""
+    check_unpacked(path, CheckpointFormat.TORCH_EXPORT)
     try:
         program = torch.export.load(path)
         shapes = [tuple(node.meta["val"].shape) for node in _inputs(program)]

@@ -1,4 +1,4 @@
-"""The folder that the Job's three containers share, and what lies where in it."""
+"""The folder that the Job's four containers share, and what lies where in it."""
 
 from __future__ import annotations
 
