@@ -1,4 +1,5 @@
-"""The convert container, attacked from inside; and the same attacks with one protection removed each, in which they succeed.
+"""The containers that parse somebody's bytes, attacked from inside; and the same attacks with one protection removed each, in
+which they succeed. convert runs the user's code; prove runs none, and reads what that code has left behind.
 
 A sandbox test that cannot fail proves nothing: each control run shows that its attack works where the protection is missing.
 """
@@ -35,6 +36,9 @@ print(json.dumps({
     "read the Kubernetes token": works(lambda: open("/var/run/secrets/kubernetes.io/serviceaccount/token").read()),
     "write to the image": works(lambda: write("/var/tmp/evil")),
     "change the checkpoint": works(lambda: write("/perch/work/checkpoint/evil")),
+    "change what fetch has found": works(lambda: write("/perch/work/state/evil")),
+    "change the export": works(lambda: write("/perch/work/output/evil")),
+    "change the figures": works(lambda: write("/perch/work/proof/evil")),
     "be root": os.getuid() == 0,
     "gain privileges": "NoNewPrivs:\t0" in status,
     "make any system call": "Seccomp:\t0" in status,
@@ -43,9 +47,9 @@ print(json.dumps({
 """
 
 
-def show_credentials(_: dict[str, Any], convert: dict[str, Any]) -> None:
+def show_credentials(_: dict[str, Any], container: dict[str, Any]) -> None:
     ref = {"secretKeyRef": {"name": SECRET, "key": "AWS_SECRET_ACCESS_KEY"}}
-    convert["env"].append({"name": "AWS_SECRET_ACCESS_KEY", "valueFrom": ref})
+    container["env"].append({"name": "AWS_SECRET_ACCESS_KEY", "valueFrom": ref})
 
 
 def mount_token(pod: dict[str, Any], _: dict[str, Any]) -> None:
@@ -56,9 +60,13 @@ def allow_writes(_: dict[str, Any], convert: dict[str, Any]) -> None:
     convert["securityContext"]["readOnlyRootFilesystem"] = False
 
 
-def open_checkpoint(_: dict[str, Any], convert: dict[str, Any]) -> None:
-    for mount in convert["volumeMounts"]:
+def open_folders(_: dict[str, Any], container: dict[str, Any]) -> None:
+    for mount in container["volumeMounts"]:
         mount["readOnly"] = False
+
+
+def mount_figures(_: dict[str, Any], convert: dict[str, Any]) -> None:
+    convert["volumeMounts"].append({"name": "proof", "mountPath": "/perch/work/proof"})
 
 
 def run_as_root(pod: dict[str, Any], _: dict[str, Any]) -> None:
@@ -81,7 +89,8 @@ CONTROLS: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
     "read a credential": show_credentials,
     "read the Kubernetes token": mount_token,
     "write to the image": allow_writes,
-    "change the checkpoint": open_checkpoint,
+    "change the checkpoint": open_folders,
+    "change what fetch has found": open_folders,
     "be root": run_as_root,
     "gain privileges": allow_escalation,
     "make any system call": drop_seccomp,
@@ -89,19 +98,30 @@ CONTROLS: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
 }
 
 
-def attack_pod(tenant: Tenant, name: str, change: Callable[[dict[str, Any], dict[str, Any]], None] | None) -> dict[str, Any]:
-    """The convert container just as Perch makes it, running the attack instead of the conversion."""
+# What each is there to write, and what the other one's is.
+OWN = {"convert": {"change the export"}, "prove": {"change the figures"}}
+CONTROLS_OF: dict[str, dict[str, Callable[[dict[str, Any], dict[str, Any]], None]]] = {
+    "convert": CONTROLS | {"change the figures": mount_figures},
+    "prove": CONTROLS | {"change the export": open_folders},
+}
+
+
+def attack_pod(
+    tenant: Tenant, step: str, name: str, change: Callable[[dict[str, Any], dict[str, Any]], None] | None
+) -> dict[str, Any]:
+    """A container just as Perch makes it, running the attack instead of its step."""
     images = tenant.cluster.images
     spec = Spec.model_validate(deployment(tenant, upload_digits(tenant))["spec"])
     installation = Installation("test", images["perch-exporter"], images["perch-artifacts"], "none", "IfNotPresent")
     identity = Identity(tenant.namespace, "digits", "uid", 1, "1")
     job = build_export_job(identity, spec, spec.versions[0], "00000000", installation)
     pod = copy.deepcopy(job["spec"]["template"]["spec"])
-    convert = next(c for c in pod.pop("initContainers") if c["name"] == "convert")
-    convert["command"] = ["python3", "-c", ATTACK]
-    pod["containers"] = [convert]
+    container = next(c for c in pod.pop("initContainers") if c["name"] == step)
+    container["command"] = ["python3", "-c", ATTACK]
+    container["resources"]["requests"] = {"cpu": "20m", "memory": "64Mi"}  # many at once
+    pod["containers"] = [container]
     if change is not None:
-        change(pod, convert)
+        change(pod, container)
     annotations = job["spec"]["template"]["metadata"]["annotations"]
     metadata = {"name": name, "namespace": tenant.namespace, "annotations": annotations}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod}
@@ -117,13 +137,15 @@ def results(tenant: Tenant) -> Callable[[str], dict[str, bool]]:
     return read
 
 
+@pytest.mark.parametrize("step", ["convert", "prove"])
 def test_every_attack_fails_in_the_sandbox_and_succeeds_where_its_protection_is_removed(
-    tenant: Tenant, results: Callable[[str], dict[str, bool]]
+    step: str, tenant: Tenant, results: Callable[[str], dict[str, bool]]
 ) -> None:
-    names = {attack: f"control-{number}" for number, attack in enumerate(CONTROLS)}
-    tenant.apply(attack_pod(tenant, "sandbox", None))
+    controls = CONTROLS_OF[step]
+    names = {attack: f"control-{number}" for number, attack in enumerate(controls)}
+    tenant.apply(attack_pod(tenant, step, "sandbox", None))
     for attack, name in names.items():
-        tenant.apply(attack_pod(tenant, name, CONTROLS[attack]))
-    assert results("sandbox") == dict.fromkeys(CONTROLS, False)
+        tenant.apply(attack_pod(tenant, step, name, controls[attack]))
+    assert results("sandbox") == dict.fromkeys(controls, False) | dict.fromkeys(OWN[step], True)
     for attack, name in names.items():
         assert results(name)[attack] is True, f"the control for {attack!r} does not show the attack"

@@ -9,6 +9,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import numpy as np
 import pytest
 from exporter_builders import PICTURES, convert_and_prove, file_request, wheel_folder
 
-from perch_exporter.contract import ExportRequest, Figures, Reason
+from perch_exporter.contract import ExportRequest, Figures, Outcome, Reason, Verification
 from perch_exporter.failure import StepFailed
 from perch_exporter.fetch import fetch
+from perch_exporter.parity import judge
 from perch_exporter.picture_samples import load_pictures
+from perch_exporter.publish import publish
 from perch_exporter.samples import Golden, load_golden, save_golden
 from perch_exporter.workspace import ANSWERS, FIGURES, GOLDEN, MODEL, REFERENCE, REPORT, Workspace
 from perch_exporter.workspace import PICTURES as PICTURES_FILE
@@ -30,6 +33,7 @@ torch = pytest.importorskip("torch", reason="needs the exporter image's environm
 import onnx  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from perch_exporter import prove as prove_step  # noqa: E402
 from perch_exporter.architectures import LeNet5  # noqa: E402
 from perch_exporter.convert import convert  # noqa: E402
 from perch_exporter.onnx_file import GraphFacts, look_at  # noqa: E402
@@ -170,6 +174,17 @@ def test_a_failed_gate_leaves_a_report_that_shows_why_and_no_figures(export: Exp
         export.prove()
     assert "Failed" in (export.workspace.proof / REPORT).read_text()
     assert not (export.workspace.proof / FIGURES).exists()
+
+
+def test_without_the_parity_gate_a_model_of_another_network_would_be_published(export: Export) -> None:
+    """The control: nothing after prove looks at what the model answers. The accuracy gate, which would, is not asked for here."""
+    export.request = export.request.model_copy(update={"verification": Verification()})
+    (export.output / ANSWERS).unlink()
+    another_network(export)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prove_step, "judge", lambda cases, limits: judge([replace(c, actual=c.reference) for c in cases], limits))
+        export.prove()
+    assert publish(export.request, export.workspace, {}).outcome is Outcome.PUBLISHED
 
 
 def test_a_lie_about_the_checkpoint_does_not_raise_the_artefacts_accuracy(export: Export) -> None:

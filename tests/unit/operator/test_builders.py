@@ -383,3 +383,15 @@ def test_where_no_plan_is_asked_for_nothing_of_it_is_in_the_job() -> None:
     assert [container["name"] for container in pod["initContainers"]] == ["fetch", "convert", "prove"]
     (publish,) = pod["containers"]
     assert "plan" not in [part["name"] for part in (*pod["volumes"], *publish["volumeMounts"])]
+
+
+def test_an_export_is_bounded_in_time_memory_and_disk_in_every_container() -> None:
+    asked_for = spec(1)
+    job = build_export_job(IDENTITY, asked_for, asked_for.versions[0], "0123abcd", INSTALLATION)["spec"]
+    pod = job["template"]["spec"]
+    assert job["activeDeadlineSeconds"] == 3600
+    containers = [*pod["initContainers"], *pod["containers"]]
+    assert [c["name"] for c in containers] == ["fetch", "convert", "prove", "publish"]
+    assert all("memory" in c["resources"]["limits"] for c in containers)
+    assert all("sizeLimit" in v["emptyDir"] for v in pod["volumes"] if "emptyDir" in v)
+    assert {v["name"] for v in pod["volumes"]} == {"request", "tmp", "checkpoint", "state", "output", "proof"}
