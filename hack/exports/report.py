@@ -27,7 +27,7 @@ class Result:
     ready: float = 0
     """Seconds: of the two steps by the exporter's own word, and from apply to Ready."""
     apart: float | None = None
-    """Greatest difference from torch's answer over that answer's spread; none where names were compared."""
+    """Greatest difference from torch's answer, in standard deviations of that answer; none where names were compared."""
     failed: str = ""
 
     def row(self, today: date) -> str:
