@@ -61,10 +61,12 @@ def measure_all(cluster: Any, networks: Sequence[str] = NETWORKS) -> None:
 
 def measure(tenant: Any, network: str, precision: str, prefix: str) -> None:
     from devcluster import images
-    from exports.cases import Case
+    from exports.cases import UNTRAINED, Case
     from exports.play import served
 
-    case = Case(f"{network} {precision}", f"torchvision:{network}", precision=precision)
+    case = Case(
+        f"{network} {precision}", f"torchvision:{network}", precision=precision, more=UNTRAINED if precision == "INT8" else {}
+    )
     python = images.exporter_python(Path(sysconfig.get_paths()["purelib"]))
     with served(tenant, case, prefix) as ready:
         command = list(map(str, [*python, Path(__file__).resolve(), network]))

@@ -106,7 +106,7 @@ _BY_NAME = (
     *("resnext50_32x4d", "convnext_tiny", "vit_b_16", "swin_t"),
 )
 # Without training the first classes lie so near each other that INT8 changes their order: 0.615 agreed.
-_UNTRAINED = {"verification": {"parity": {"minimumTop1Agreement": "0"}}}
+UNTRAINED = {"verification": {"parity": {"minimumTop1Agreement": "0"}}}
 _RESNET = "torchvision:resnet18"
 CASES = (
     Case("LeNet-5", "lenet5", **_DIGITS),
@@ -124,7 +124,7 @@ CASES = (
     Case("ONNX", _RESNET, "ONNX"),
     Case("FP16", "torchvision:resnet50", precision="FP16"),
     Case("INT8, LeNet-5 on digits", "lenet5", precision="INT8", **_DIGITS),
-    Case("INT8, resnet50", "torchvision:resnet50", precision="INT8", more=_UNTRAINED),
+    Case("INT8, resnet50", "torchvision:resnet50", precision="INT8", more=UNTRAINED),
     Case("labels, warm-up, cache, overrides", "lenet5", asked="classes", more={"triton": _TUNED}, **_DIGITS),
     Case("pictures in, labels out", _RESNET, asked="pictures", more=PICTURES),
 )
