@@ -670,7 +670,7 @@ CASES = [
     ),
     Case(
         "a picture of 900 million pixels",
-        samples("data.zip", zipped(a__png=png(30_000, 30_000)), **PICTURES),
+        samples("data.zip", zipped(**{f"{n}__png": png(30_000, 30_000) for n in range(4)}), **PICTURES),
         "convert",
         Reason.DATASET_UNREADABLE,
         "pixels",
