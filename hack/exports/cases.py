@@ -124,7 +124,7 @@ CASES = (
     Case("ONNX", _RESNET, "ONNX"),
     Case("FP16", "torchvision:resnet50", precision="FP16"),
     Case("INT8, LeNet-5 on digits", "lenet5", precision="INT8", **_DIGITS),
-    Case("INT8, resnet50", "torchvision:resnet50", precision="INT8", more=UNTRAINED),
+    Case("INT8, resnet18", _RESNET, precision="INT8", more=UNTRAINED),
     Case("labels, warm-up, cache, overrides", "lenet5", asked="classes", more={"triton": _TUNED}, **_DIGITS),
     Case("pictures in, labels out", _RESNET, asked="pictures", more=PICTURES),
 )

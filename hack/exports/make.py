@@ -141,6 +141,8 @@ def _build(order: Order, inputs: dict[str, Any]) -> Any:
         if isinstance(module, nn.BatchNorm2d):
             module.train()
             module.momentum = 1.0
+        elif isinstance(module, nn.Linear) and not module.weight.any():
+            nn.init.normal_(module.weight, std=0.05)  # a vision transformer's head begins as zeros, and answers zeros
     with torch.no_grad():
         model(*inputs.values())
     return model.eval()
