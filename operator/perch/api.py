@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
+from perch_exporter.contract import DETECTORS
+
 GROUP = "serving.perch.dev"
 VERSION = "v1alpha1"
 KIND = "ModelDeployment"
@@ -752,14 +754,6 @@ class TritonModel(Model):
     )
 
 
-DETECTORS = (
-    "torchvision:fcos_resnet50_fpn",
-    "torchvision:retinanet_resnet50_fpn",
-    "torchvision:retinanet_resnet50_fpn_v2",
-    "torchvision:ssd300_vgg16",
-    "torchvision:ssdlite320_mobilenet_v3_large",
-)
-"""As in `perch_exporter.contract`."""
 _NO_DETECTOR = f"!has(self.architecture) || !has(self.architecture.name) || !(self.architecture.name in {list(DETECTORS)})"
 _CROP, _RESIZE = "self.preprocessing.centerCrop", "self.preprocessing.resize"
 _LAST = "has(self.preprocessing.layout) && self.preprocessing.layout == 'HWC'"

@@ -7,8 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from perch import api
-from perch_exporter import contract
 from perch_exporter.contract import ParityTolerance, Verdict
 from perch_exporter.detections import aligned
 from perch_exporter.parity import Answers, judge, within
@@ -117,7 +115,3 @@ def test_detections_are_shown_side_by_side() -> None:
     shown = aligned(reference, rows(np.random.default_rng(0).permutation(ROWS))(reference), 0.9)
     for name, array in reference.items():
         np.testing.assert_array_equal(shown[name][:, :USED], array[:, :USED])
-
-
-def test_operator_and_exporter_know_the_same_detectors() -> None:
-    assert api.DETECTORS == contract.DETECTORS
