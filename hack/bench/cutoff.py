@@ -26,11 +26,11 @@ import httpx
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from tests.e2e.conftest import deployment
 
 from bench.journey import fresh, lenet_entry
 from demo.digits import held_out
 from demo.load import Load
+from demo.manifests import deployment
 from devcluster import Cluster
 from devcluster.release import install
 from devcluster.tenant import Tenant

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import tritonclient.grpc
-from tests.e2e.conftest import CHECKPOINTS, deployment, lenet
 
 from demo import digits
 from demo.load import Load, grpc_client
+from demo.manifests import CHECKPOINTS, deployment, lenet
 from devcluster import Cluster, images
 from devcluster.tenant import Tenant
 from perch.kube import DEPLOYMENT, JOB, ROUTE, Kind, Kube

@@ -26,12 +26,12 @@ ALL = ("connect-failure", "refused-stream", "reset")
 """What a dead Triton had begun, too."""
 
 
-def kill_triton(pod: dict[str, Any]) -> None:
-    """SIGKILL to the Triton process of this pod: no goodbye, connections cut. Nothing inside the container could do that."""
+def triton_of(pod: dict[str, Any]) -> psutil.Process:
+    """The Triton process of this pod, as this machine has it: what nothing inside of the container could do to it can be done."""
     uid = pod["metadata"]["uid"]
-    victims = [p for p in psutil.process_iter(["name"]) if p.info["name"] == "tritonserver" and uid in _cgroups(p.pid)]
-    expect(len(victims) == 1, f"one Triton in {pod['metadata']['name']}, not {len(victims)}")
-    victims[0].kill()
+    found = [p for p in psutil.process_iter(["name"]) if p.info["name"] == "tritonserver" and uid in _cgroups(p.pid)]
+    expect(len(found) == 1, f"one Triton in {pod['metadata']['name']}, not {len(found)}")
+    return found[0]
 
 
 def _cgroups(pid: int) -> str:
@@ -54,7 +54,8 @@ def kill_tritons(stage: Stage) -> None:
 def kill_and_wait(stage: Stage, pod: dict[str, Any]) -> None:
     """Until Triton was started again in this pod, and all pods are ready."""
     before = restarts(stage)
-    kill_triton(pod)
+    # SIGKILL: no goodbye, connections cut.
+    triton_of(pod).kill()
     stage.wait(lambda: restarts(stage), lambda now: now > before, "it is started again")
     stage.wait_full(1)
 

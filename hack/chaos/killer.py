@@ -1,9 +1,10 @@
-"""The operator that kills itself: `python -m perch`, with SIGKILL right before or right after the n-th write to the API server.
+"""The operator that kills itself: `python -m perch`, with SIGKILL right after its first write to the API server.
 
-    CHAOS_KILL=after:7 python -m chaos.killer
+    CHAOS_KILL=1 python -m chaos.killer
 
-Writes of the Lease and of Events do not count: the one is no part of a plan, the others are for humans. The kill takes the place
-of nothing: everything else in the process is the operator as it is.
+So each life of it makes one write, and the next one finds what that has left. To the cluster it is the same to die after a write
+or before the next one. Writes of the Lease and of Events do not count: the one is no part of a plan, the others are for humans.
+Nor do refused ones, which change nothing. Everything else in the process is the operator as it is.
 """
 
 import os
@@ -14,34 +15,25 @@ from typing import Any
 from perch.__main__ import main
 from perch.kube import Kube
 
-SAYS = "chaos: write"
-NEVER = "never:0"
+SAYS = "chaos: write: "
 
 
-def count_writes(moment: str, number: int) -> None:
-    """Makes each write of `Kube` say its number, and the one with this number the last thing that the process does."""
+def end_at_first_write(kill: bool) -> None:
+    """Makes each write of `Kube` tell itself, and, if it is to kill, the first one the last thing that the process does."""
     send = Kube.request
-    count = 0
 
-    async def counted(self: Kube, method: str, path: str, **more: Any) -> dict[str, Any]:
-        nonlocal count
+    async def told(self: Kube, method: str, path: str, **more: Any) -> dict[str, Any]:
         if method == "GET" or "/leases" in path or path.endswith("/events"):
             return await send(self, method, path, **more)
-        count += 1
-        mine = count
-        print(f"{SAYS} {mine}: {method} {path}", file=sys.stderr, flush=True)
-        if mine == number and moment == "before":
+        answer = await send(self, method, path, **more)
+        print(f"{SAYS}{method} {path}", file=sys.stderr, flush=True)
+        if kill:
             os.kill(os.getpid(), signal.SIGKILL)
-        try:
-            return await send(self, method, path, **more)
-        finally:
-            if mine == number and moment == "after":
-                os.kill(os.getpid(), signal.SIGKILL)
+        return answer
 
-    Kube.request = counted  # type: ignore[method-assign]
+    Kube.request = told  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
-    when, _, which = os.environ.get("CHAOS_KILL", NEVER).partition(":")
-    count_writes(when, int(which))
+    end_at_first_write(kill=bool(os.environ.get("CHAOS_KILL")))
     main()

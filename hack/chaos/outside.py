@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
-from chaos.killer import NEVER, SAYS
+from chaos.killer import SAYS
 from devcluster import Cluster
 from devcluster.release import NAMESPACE
 
@@ -19,12 +18,12 @@ PAUSE = 0.2
 
 
 class Outside:
-    """Runs `chaos.killer` and looks after it, as the kubelet would. The first life ends as `kill` says, the next ones do not.
+    """Runs `chaos.killer` and looks after it, as the kubelet would, but at once. With `kill` each life ends at its first write.
 
     All lives have one name, as the containers of one pod do: so the Lease of a life that was killed is taken at once.
     """
 
-    def __init__(self, cluster: Cluster, log: Path, kill: str = NEVER) -> None:
+    def __init__(self, cluster: Cluster, log: Path, *, kill: bool) -> None:
         self._log = log
         self._command = [*cluster.exec_prefix(), sys.executable, "-m", "chaos.killer"]
         self._env = {
@@ -37,8 +36,8 @@ class Outside:
             "PERCH_IMAGE_PULL_POLICY": "IfNotPresent",
             "PERCH_NAMESPACE": NAMESPACE,
             "PERCH_POD_NAME": "chaos",
+            "CHAOS_KILL": "1" if kill else "",
         }
-        self._kill = kill
         self._stopping = threading.Event()
         self._change = threading.Lock()
         self.deaths: list[int] = []
@@ -47,7 +46,7 @@ class Outside:
 
     def __enter__(self) -> Outside:
         self._log.write_bytes(b"")
-        self._process = self._start(self._kill)
+        self._process = self._start()
         self._thread.start()
         return self
 
@@ -57,20 +56,14 @@ class Outside:
             self._process.terminate()
         self._thread.join(60)
 
-    @property
-    def killed(self) -> bool:
-        return -signal.SIGKILL in self.deaths
-
     def writes(self) -> list[str]:
         """Method and path of each write of all lives, in order."""
         lines = self._log.read_text().splitlines()
-        return [line.partition(": ")[2].partition(": ")[2] for line in lines if line.startswith(SAYS)]
+        return [line.removeprefix(SAYS) for line in lines if line.startswith(SAYS)]
 
-    def _start(self, kill: str) -> subprocess.Popen[bytes]:
+    def _start(self) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as sink:
-            return subprocess.Popen(
-                self._command, env={**self._env, "CHAOS_KILL": kill}, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink
-            )
+            return subprocess.Popen(self._command, env=self._env, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
 
     def _look_after(self) -> None:
         while True:
@@ -80,4 +73,4 @@ class Outside:
             self.deaths.append(code)
             with self._change:
                 if not self._stopping.is_set():
-                    self._process = self._start(NEVER)
+                    self._process = self._start()

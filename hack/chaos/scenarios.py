@@ -233,7 +233,10 @@ SCENARIOS = (
     Scenario("runtime", "spec.runtime.env changed during a split, and back", change_runtime),
     Scenario("full-node", "a canary for which the node has no GPU left", canary_does_not_fit),
     Scenario(
-        "operator-kills", "the operator killed (SIGKILL) at every write of a release, before and after", kill_at_every_write
+        "operator-kills",
+        "the operator killed (SIGKILL) at every write of two releases, a revert, an abort, a change of runtime, a first deploy "
+        "and a deletion: each of its lives makes one write",
+        kill_at_every_write,
     ),
     Scenario(
         "operator-upgrade", "helm upgrade of the operator in mid-rollout: other images, log level; and back", upgrade_operator

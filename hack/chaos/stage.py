@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tests.e2e.conftest import deployment, upload_digits
 
 from chaos.outside import Outside
+from chaos.proxy import Policies, reached
 from demo import checkpoints
 from demo.load import Answer, Load
+from demo.manifests import deployment, upload_digits
 from devcluster import Cluster
 from devcluster.paths import MANIFESTS
 from devcluster.release import NAMESPACE
 from devcluster.tenant import Tenant
 from faults import Kind
 from faults.publish import publish
+from perch.builders.serving import GRPC, HTTP
 from perch.names import ANNOTATION_SERVING_HASH
 
 NAME = "digits"
@@ -33,14 +35,11 @@ QUEUE_DELAY = 20_000
 GRPC_RATE, REST_RATE = 30.0, 10.0
 IN_FLIGHT = 4
 """Requests of one protocol under way at once: one that hangs must not stop the others from being counted."""
+BUFFER, LARGE_BUFFER = 32 * 1024, 4 * 1024 * 1024
+"""Bytes that the proxy keeps of a connection: its default, and what hack/manifests/retries.yaml asks for."""
 CANARY_WEIGHT = 50
 SLOW, TURNS = 3, 50
 """A third version, of the second one's checkpoint: right, and some twenty milliseconds slower than it."""
-PROXIES = 3.0
-"""Seconds until the proxies have taken a pod in: nothing tells."""
-POLICIES = 20.0
-"""Seconds until the proxies have taken a policy in. One that changes how pods are chosen changes Envoy's cluster, and Envoy goes
-on with the former one until new endpoints come, or 15 s are over (its initial_fetch_timeout)."""
 PATIENCE = 300.0
 """Seconds for a change to be done. Two cores may be busy with much else."""
 
@@ -60,6 +59,7 @@ class Stage:
         self.logs = logs
         self.tenant = Tenant(cluster, namespace)
         self.host = f"{NAME}.{namespace}.example.com"
+        self.route = f"{namespace}/{NAME}"
         self.entries: list[dict[str, Any]] = []
         self.load: Load
         """The one that runs while a scenario does."""
@@ -116,8 +116,8 @@ class Stage:
         self.apply(stable, canary, env, **rollout)
         self.wait_served(canary is not None)
 
-    def wait_served(self, split: bool) -> None:
-        self.tenant.wait_ready(NAME, "SplitHeld" if split else "Serving", PATIENCE)
+    def wait_served(self, split: bool, timeout: float = PATIENCE) -> None:
+        self.tenant.wait_ready(NAME, "SplitHeld" if split else "Serving", timeout)
 
     # -- what is there
 
@@ -137,9 +137,9 @@ class Stage:
     def uids(self, version: int | None = None) -> set[str]:
         return {pod["metadata"]["uid"] for pod in self.pods(version)}
 
-    def wait_gone(self, version: int) -> None:
+    def wait_gone(self, version: int, timeout: float = PATIENCE) -> None:
         """Until this version has no pod any more, not even one that is going."""
-        self.wait(lambda: self.pods(version), lambda left: not left, f"version {version} is scaled away")
+        self.wait(lambda: self.pods(version), lambda left: not left, f"version {version} is scaled away", timeout)
 
     def wait_replaced(self, uids: set[str]) -> None:
         self.wait(lambda: self.uids() & uids, lambda left: not left, "the former pods are gone")
@@ -148,7 +148,9 @@ class Stage:
         """Until the version has all its pods, ready, and none that is going, and the proxies know them."""
         ready = [True] * REPLICAS
         self.wait(lambda: [is_ready(pod) for pod in self.pods(version)], lambda seen: seen == ready, "all pods are ready")
-        time.sleep(PROXIES)
+        wanted = {f"{pod['status']['podIP']}:{port}" for pod in self.pods(version) for port in (GRPC, HTTP)}
+        with reached(self.cluster) as proxy:
+            self.wait(lambda: proxy.endpoints(self.route), wanted.issubset, f"the proxy knows {wanted}")
 
     def condition(self, kind: str = "Ready") -> dict[str, Any]:
         return self.tenant.condition(NAME, kind)
@@ -194,15 +196,21 @@ class Stage:
         policy["spec"]["retry"]["retryOn"]["triggers"] = list(triggers)
         for each in (policy, *([buffers] if large else [])):
             self.cluster.kubectl("apply", "--server-side", "-f", "-", input=yaml.safe_dump(each))
-        time.sleep(POLICIES)
+        self._wait_policies("round_robin", set(triggers), LARGE_BUFFER if large else BUFFER)
         try:
             yield
         finally:
             self.forget_retries()
-            time.sleep(POLICIES)
+            self._wait_policies("least_request", set(), BUFFER)
 
     def forget_retries(self) -> None:
         self.cluster.kubectl("delete", "--ignore-not-found", "-f", str(MANIFESTS / "retries.yaml"))
+
+    def _wait_policies(self, balancing: str, retry_on: set[str], buffer: int) -> None:
+        """Until the proxy does so, whatever the policies' status says."""
+        wanted = Policies(frozenset([balancing]), frozenset(retry_on), frozenset([buffer]))
+        with reached(self.cluster) as proxy:
+            self.wait(lambda: proxy.policies(self.route), lambda seen: seen == wanted, f"the proxy has taken in: {wanted}")
 
     @contextmanager
     def without(self, component: str) -> Iterator[None]:
@@ -222,8 +230,8 @@ class Stage:
         finally:
             self._scale_operator(1)
 
-    def operator_outside(self, kill: str) -> Outside:
-        return Outside(self.cluster, self.logs / f"operator-{kill.replace(':', '-')}.log", kill)
+    def operator_outside(self, *, kill: bool) -> Outside:
+        return Outside(self.cluster, self.logs / f"operator-{'killed' if kill else 'spared'}.log", kill=kill)
 
     # -- parts
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import httpx
 import psutil
-from tests.e2e.conftest import CHECKPOINTS, deployment, lenet
 
 from demo import digits
+from demo.manifests import CHECKPOINTS, deployment, lenet
 from devcluster import Cluster
 from devcluster.tenant import Tenant
 from faults import Kind, Pixels, mark

@@ -10,9 +10,8 @@ import pickle
 import zipfile
 from typing import Any
 
+from demo.manifests import CHECKPOINTS, deployment, lenet, upload_digits
 from devcluster.tenant import SECRET, Tenant
-
-from .conftest import CHECKPOINTS, deployment, lenet, upload_digits
 
 
 class Evil:

@@ -9,9 +9,9 @@ import time
 from typing import Any
 
 from demo.load import Load
+from demo.manifests import deployment, upload_digits
 from devcluster.tenant import CHECKPOINTS, MODELS, Tenant
 
-from .conftest import deployment, upload_digits
 from .test_journey import host
 from .watching import Watch
 

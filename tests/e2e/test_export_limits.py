@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
+from demo.manifests import CHECKPOINTS, deployment, lenet, upload_digits
 from devcluster.kind import is_wanted
 from devcluster.tenant import Tenant
-
-from .conftest import CHECKPOINTS, deployment, lenet, upload_digits
 
 ENDLESS = "def build():\n    while True: pass\n"
 

@@ -18,10 +18,9 @@ import tritonclient.grpc as triton
 
 from demo import digits
 from demo.checkpoints import path, records
+from demo.manifests import deployment, lenet
 from devcluster.tenant import Tenant
 from exports.make import CHECKPOINT, Order, made
-
-from .conftest import deployment, lenet
 
 SOURCE = """
 import torch

@@ -12,9 +12,8 @@ import pytest
 
 from demo.digits import held_out
 from demo.load import Load, grpc_client, infer
+from demo.manifests import deployment, upload_digits
 from devcluster.tenant import Tenant
-
-from .conftest import deployment, upload_digits
 
 HOST = "digits.{}.example.com"
 

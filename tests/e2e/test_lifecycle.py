@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from demo.manifests import deployment, upload_digits
 from devcluster import Cluster
 from devcluster.release import NAMESPACE, install
 from devcluster.tenant import Tenant
 
-from .conftest import deployment, upload_digits
 from .test_journey import answers, kill_operator, pod_uids
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,10 +17,9 @@ from tritonclient.utils import InferenceServerException
 
 from demo.digits import held_out
 from demo.load import grpc_client
+from demo.manifests import CHECKPOINTS, deployment, lenet
 from devcluster.tenant import Tenant
 from perch.counters import Counters, parse_counters
-
-from .conftest import CHECKPOINTS, deployment, lenet
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 TRITON = {

@@ -14,21 +14,14 @@ import pytest
 
 from demo.digits import held_out
 from demo.load import Answer, Load
+from demo.manifests import deployment, upload_digits
 from devcluster.tenant import Tenant
 from faults import Kind, mark
 from faults.publish import publish
 
-from .conftest import deployment, upload_digits
+from .judged import rollout
 from .test_journey import host, kill_operator
 from .watching import Watch
-
-STEPS = [{"weight": 20, "hold": "10s"}, {"weight": 60, "hold": "5s"}, {"weight": 100}]
-ANALYSIS = {"maxErrorRate": "0.1"}
-"""30 canary requests a step: what a test has time for."""
-
-
-def rollout(**more: Any) -> dict[str, Any]:
-    return {"steps": STEPS, "scaleDownDelay": "10s", "analysis": ANALYSIS, **more}
 
 
 @contextmanager
@@ -88,7 +81,10 @@ def test_a_canary_that_fails_on_some_requests_is_gone_in_seconds_and_not_tried_a
     assert tenant.condition("digits", "Stalled")["status"] == "True"
     assert tenant.condition("digits", "Available")["status"] == "True"
     assert tenant.get("deployment", "digits-v2") is not None, "its pods are kept for inspection"
-    assert len(failed(running.results())) < 150
+    # Four a second fail: it was gone within seconds of the first, however busy the machine.
+    sent = [a.sent for a in failed(running.results())]
+    assert max(sent) - min(sent) < 20
+    assert len(sent) < 80
 
     # Only who moves retryAt asks for another try.
     again = deployment(tenant, entries, canary=2, rollout={**manifest["spec"]["rollout"], "retryAt": "2026-01-01T00:00:00Z"})

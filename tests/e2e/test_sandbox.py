@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 
+from demo.manifests import deployment, upload_digits
 from devcluster.tenant import SECRET, Tenant
 from perch.api import Spec
 from perch.builders.jobs import build_export_job
 from perch.observed import Identity, Installation
-
-from .conftest import deployment, upload_digits
 
 ATTACK = r"""
 import json, os

@@ -12,13 +12,13 @@ import pytest
 
 from chaos.stage import Stage, is_ready
 from demo.digits import held_out
+from demo.manifests import deployment, upload_digits
 from devcluster import Cluster
 from devcluster.tenant import Tenant
 from faults import Kind, mark
 from faults.publish import publish
 from perch.names import ANNOTATION_SERVING_HASH
 
-from .conftest import deployment, upload_digits
 from .test_rollout import failed, load, rollout
 
 GPU = "nvidia.com/gpu"
