@@ -38,11 +38,13 @@ CONVERGED = timedelta(seconds=1)
 """Counting begins so long after new weights were written. Most proxies have taken them in by then. Where one has not, the canary
 gets less than is assumed, and the evidence errs on its side; what it gets beyond that is seen in the counts."""
 FRESH = timedelta(seconds=60)
-"""A restarted operator watches so long, at most a whole hold, before it lets a canary go further."""
+"""A restarted operator watches so long, at most a whole hold, before it lets a canary go further; always for a batch at least."""
 LOST = timedelta(seconds=30)
 """A canary that had traffic and runs, but is not ready, has so long to recover."""
 DESPERATE = ("ErrorRateHigher", "ErrorRateAboveMaximum", "Stalled", "GoldenMismatch")
 """Aborted for these, many pods of the canary are no better than one of stable's."""
+BLIND = ("NoEvidence", "NoMetric")
+"""Verdicts about what cannot be seen: they stand, whatever else is to be said of the evidence."""
 SECOND = timedelta(seconds=1)
 HISTORY = 10
 
@@ -306,18 +308,25 @@ def _held(trial: _Trial) -> Progress:
     if not _is_judged(trial):
         return _advance(trial, f"held at {step.weight} %, where it had no requests to be judged by")
     finding = judge(trial.evidence, trial.analysis, ctx.now)
-    if trial.gathered is None or trial.gathered.epoch != _epoch(trial):
-        # What a former process has seen does not carry the canary further.
-        return _inconclusive(trial, "NoEvidence", "no counts have come yet", until)
+    if finding.reason not in BLIND and not _saw_itself(trial):
+        return _inconclusive(trial, "NoEvidence", "no counts have come since the operator began to look", until)
     if finding.kind is Kind.PASS:
         return _advance(trial, finding.message)
     return _inconclusive(trial, finding.reason, finding.message, until)
 
 
+def _saw_itself(trial: _Trial) -> bool:
+    """Whether the running operator has taken in evidence of its own: what a former one has seen carries no canary further."""
+    gathered, last = trial.gathered, trial.evidence.last_at
+    if gathered is None or gathered.epoch != _epoch(trial) or last is None or parse_time(last) <= gathered.since:
+        return False
+    return all(parse_time(metric.at) >= gathered.since for metric in trial.evidence.metrics)
+
+
 def _inconclusive(trial: _Trial, reason: str, message: str, until: datetime) -> Progress:
     """Too little evidence at the end of a hold: neither a pass nor a failure."""
     ctx = trial.ctx
-    if reason in ("NoEvidence", "NoMetric"):
+    if reason in BLIND:
         # What cannot be seen is never promoted, and is no fault of the canary's.
         due = until + parse_duration(trial.rollout.progress_deadline)
         said = f"{trial.name} stays at {trial.step.weight} %: {message}"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from perch.api import Status
-from perch.evidence import Reading
+from perch.evidence import Gathered, Reading
 from perch.observed import PodTrouble
 from perch.status import build_events
 from perch_exporter.contract import Accuracy, Verdict
@@ -291,6 +291,66 @@ def test_after_a_restart_the_step_goes_on_where_it_was_and_asks_for_fresh_eviden
     go_through(world, 9)
     assert world.status.step is not None
     assert world.status.step.weight == 50
+
+
+def short_hold(**more: Any) -> World:
+    """Just before the end of a hold of five seconds, on evidence that suffices."""
+    world = releasing(steps=[{"weight": 5, "hold": "5s"}, {"weight": 100}], **more)
+    until_accepted(world, 5)
+    world.feed(canary=(1000, 0))
+    world.step()
+    assert world.weights == {1: 95, 2: 5}
+    return world
+
+
+def test_after_a_restart_a_short_hold_too_waits_for_evidence_of_its_own() -> None:
+    """Counts of the former process, less than a minute old, pass by nobody's watch but its own."""
+    world = short_hold()
+    world.restart()
+    decided = world.step()
+    for _ in range(8):
+        world.now += timedelta(seconds=2)
+        assert decided.aim is not None
+        world.gathered = Gathered(decided.aim.epoch, world.gathering_since)
+        decided = world.step()
+        assert world.weights == {1: 95, 2: 5}
+    assert world.ready_condition() == ("False", "NoEvidence")
+    assert "no counts have come since the operator began to look" in message(world)
+    world.feed(canary=(1, 0))
+    world.step()
+    assert world.status.step is not None
+    assert world.status.step.weight == 100
+
+
+def test_after_a_restart_a_metric_too_is_read_anew() -> None:
+    metrics = [{"name": "m", "query": "m", "max": "3"}]
+    world = short_hold(analysis={"prometheus": {"address": "http://prometheus:9090", "metrics": metrics}})
+
+    def read() -> None:
+        assert world.gathered is not None
+        world.gathered = replace(world.gathered, readings={"m": Reading("m", world.now, 1.0)})
+
+    read()
+    world.step()
+    world.now += timedelta(seconds=2)
+    world.restart()
+    world.step()
+    go_through(world, 12)
+    assert world.weights == {1: 95, 2: 5}
+    read()
+    world.step()
+    assert world.status.step is not None
+    assert world.status.step.weight == 100
+
+
+def test_a_restart_does_not_keep_a_canary_without_requests_from_saying_so() -> None:
+    world = releasing(steps=[{"weight": 5, "hold": "5s"}, {"weight": 100}])
+    until_accepted(world, 5)
+    world.restart()
+    world.step()
+    go_through(world, 15, canary=(0, 0))
+    assert world.ready_condition() == ("False", "Inconclusive")
+    assert "has answered 0 requests in this step and 300 are needed" in message(world)
 
 
 def test_a_batch_is_taken_in_once_whether_or_not_the_status_write_succeeded() -> None:
