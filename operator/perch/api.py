@@ -1105,6 +1105,10 @@ class PrometheusAnalysis(Model):
                 "has(self.requests) || has(self.metrics)",
                 "nothing is asked of Prometheus: give requests and failures, or metrics",
             ),
+            (
+                "has(self.requests) || has(self.failures) || !has(self.scrapeInterval)",
+                "scrapeInterval is about requests and failures: give these too, or leave it out",
+            ),
         )
     )
     address: str = Field(
@@ -1127,6 +1131,12 @@ class PrometheusAnalysis(Model):
         max_length=2048,
         description="PromQL of a counter: the failed ones among them.",
         json_schema_extra=_COUNTER,
+    )
+    scrape_interval: Duration | None = Field(
+        None,
+        description="The longest interval at which the series of requests and failures are scraped; 60s if omitted. Counting "
+        "begins so long after a weight is in place.",
+        json_schema_extra=_rules(_SOME_TIME),
     )
     metrics: list[MetricQuery] | None = Field(
         None,

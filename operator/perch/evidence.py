@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from perch.api import Tally
 
@@ -65,6 +65,8 @@ class Aim:
     requests: str | None = None
     failures: str | None = None
     """PromQL with {{version}} and {{service}} still in it, in place of Triton's counters."""
+    behind: timedelta = timedelta()
+    """These may tell of a moment so long ago: a baseline sooner after `not_before` would be of the former weight."""
     address: str | None = None
     metrics: Mapping[str, str] = field(default_factory=dict)
     """PromQL by name with every variable but {{window}} filled in."""

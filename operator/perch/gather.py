@@ -152,7 +152,7 @@ class Gatherer:
             source, turn = QuerySource(session, key[1], aim, self._clock), self._prometheus_turn
         else:
             source, turn = PodSource(session, self._cache, key, aim, self._clock, self._port), self._pods_turn
-        await self._until(aim.not_before)
+        await self._until(aim.not_before + aim.behind)
         while True:
             batch, trouble = None, None
             try:

@@ -215,6 +215,7 @@ def full_spec(versions: int = 2) -> dict[str, Any]:
                     "address": "http://prometheus.monitoring:9090/tenant-1",
                     "requests": 'sum(requests_total{service="{{service}}", via!="test"})',
                     "failures": 'sum(requests_total{service="{{service}}", via!="test", code=~"5.."})',
+                    "scrapeInterval": "15s",
                     "metrics": [metric("latency"), {**metric("agreement"), "min": "0.9", "max": "1"}],
                 },
             },
@@ -575,6 +576,20 @@ REFUSED_WHEN_CREATED = [
         drop("rollout/analysis/prometheus/requests"),
         PROMETHEUS,
         "give both counters, or neither",
+        False,
+    ),
+    Refusal(
+        "an interval of scraping without a counter that is scraped",
+        both(drop("rollout/analysis/prometheus/requests"), drop("rollout/analysis/prometheus/failures")),
+        PROMETHEUS,
+        "scrapeInterval is about requests and failures",
+        False,
+    ),
+    Refusal(
+        "counters are scraped all the time",
+        put("rollout/analysis/prometheus/scrapeInterval", "0s"),
+        f"{PROMETHEUS}.scrapeInterval",
+        "give at least 1s",
         False,
     ),
     Refusal(
@@ -1781,7 +1796,10 @@ ALLOWED_CHANGES: list[tuple[str, Change]] = [
     ),
     (
         "only metrics come from Prometheus",
-        both(drop("rollout/analysis/prometheus/requests"), drop("rollout/analysis/prometheus/failures"), drop("traffic/match")),
+        both(
+            *(drop(f"rollout/analysis/prometheus/{field}") for field in ("requests", "failures", "scrapeInterval")),
+            drop("traffic/match"),
+        ),
     ),
     ("a metric may be one value only", put("rollout/analysis/prometheus/metrics/1/min", "1")),
     ("the canary surges", both(put("rollout/surge", "Additional"), put("runtime/replicas", 1))),

@@ -274,12 +274,13 @@ def _proceed(trial: _Trial) -> Progress:
 def _unseen(trial: _Trial) -> Progress | None:
     """A canary with traffic of which nothing has been seen for a while, by an operator that has had the time to look."""
     ctx, evidence, gathered = trial.ctx, trial.evidence, trial.gathered
-    if evidence.counted_since is None or _aim(trial) is None:
+    aim = _aim(trial)
+    if aim is None:
         return None
     if gathered is None or gathered.epoch != _epoch(trial):
         ctx.wakes.append(ctx.now + STALE)
         return None
-    seen = max(gathered.since, *(parse_time(t) for t in (evidence.counted_since, evidence.last_at) if t))
+    seen = max(gathered.since, aim.not_before + aim.behind, *(parse_time(t) for t in (evidence.last_at,) if t))
     if ctx.now < seen + STALE:
         ctx.wakes.append(seen + STALE)
         return None
@@ -685,6 +686,7 @@ def _aim(trial: _Trial) -> Aim | None:
         not_before=parse_time(evidence.counted_since) + CONVERGED,
         requests=_filled(prometheus.requests, fill) if prometheus and prometheus.requests else None,
         failures=_filled(prometheus.failures, fill) if prometheus and prometheus.failures else None,
+        behind=parse_duration(prometheus.scrape_interval or "60s") if prometheus and prometheus.requests else timedelta(),
         address=prometheus.address if prometheus else None,
         metrics={q.name: _filled(q.query, fill) for q in (prometheus.metrics or [])} if prometheus else {},
     )

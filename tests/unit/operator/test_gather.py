@@ -562,6 +562,29 @@ async def test_counters_of_prometheus_take_the_place_of_the_pods(setting: Settin
     assert {q["time"] for q in setting.server.queries} == {f"{START.timestamp():.3f}"}, "all four of one moment"
 
 
+async def test_requests_of_the_former_weight_are_not_counted_however_old_the_last_scrape_is(setting: Setting) -> None:
+    """Until START all of the canary's requests failed, from then on none does; Prometheus scraped half a minute ago."""
+    behind = timedelta(seconds=30)
+
+    async def lag(request: web.Request) -> web.StreamResponse:
+        scraped = datetime.fromtimestamp(float(request.query["time"]), UTC) - behind
+        seconds = (scraped - START).total_seconds()
+        requests, failures = 10_000 + 10 * seconds, 5_000 + 10 * min(seconds, 0)
+        return web.json_response(sample(requests if "requests" in request.query["query"] else failures))
+
+    setting.server.instead[PROMETHEUS] = lag
+    setting.gatherer.aim(KEY, prometheus_aim(setting, **COUNTERS, stable=None, behind=behind))
+
+    def enough() -> bool:
+        setting.clock.now += timedelta(seconds=0.5)
+        return len(setting.gathered.batches) >= 10
+
+    await until(enough)
+    _, _, requests, failures = total(setting.gathered)
+    assert requests > 0
+    assert failures == 0
+
+
 async def test_a_series_that_vanishes_and_comes_back_with_its_history_is_no_news(setting: Setting) -> None:
     setting.server.values = counters((1000, 10), (100, 0))
     setting.gatherer.aim(KEY, prometheus_aim(setting, **COUNTERS))

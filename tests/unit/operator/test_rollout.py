@@ -747,6 +747,23 @@ def test_a_custom_metric_out_of_bounds_twice_aborts_and_one_without_a_value_hold
     assert world.weights == {1: 100}
 
 
+@pytest.mark.parametrize(("more", "seconds"), [({}, 60), ({"scrapeInterval": "15s"}, 15)])
+def test_counters_of_prometheus_are_waited_for_until_a_scrape_has_seen_the_weight(more: dict[str, Any], seconds: int) -> None:
+    counters = {"requests": "r{v='{{version}}'}", "failures": "f{v='{{version}}'}"}
+    world = releasing(analysis={"prometheus": {"address": "http://prometheus:9090", **counters, **more}})
+    until_accepted(world, 5)
+    decided = world.step()
+    assert decided.aim is not None
+    assert decided.aim.behind == timedelta(seconds=seconds)
+    world.gathered = Gathered(decided.aim.epoch, world.gathering_since)
+    world.now = decided.aim.not_before + decided.aim.behind + timedelta(seconds=59)
+    world.step()
+    assert world.ready_condition() == ("False", "Holding"), "nothing could be seen before"
+    world.now += timedelta(seconds=1)
+    world.step()
+    assert world.ready_condition() == ("False", "NoEvidence")
+
+
 def parse(text: str) -> Any:
     from perch.status import parse_time
 
