@@ -1179,7 +1179,7 @@ class Analysis(Model):
     )
     stall_after: Duration | None = Field(
         None,
-        description="A canary with requests pending and none completed for so long is aborted; 30s if omitted.",
+        description="A canary with a pod that has requests pending and completes none for so long is aborted; 30s if omitted.",
         json_schema_extra=_rules(_SOME_TIME),
     )
     on_inconclusive: OnInconclusive | None = Field(
@@ -1891,6 +1891,13 @@ class MetricStatus(StatusModel):
     message: str | None = Field(None, description="Why there is no value, or what bound it violates.")
 
 
+class HungPod(StatusModel):
+    """A pod of the canary's that has requests pending and completes none."""
+
+    pod: str = Field(description="Name, and which start of its Triton.")
+    since: Time = Field(description="Since when.")
+
+
 class Evidence(StatusModel):
     """What the judge has seen of the present canary. A restarted operator goes on from here."""
 
@@ -1909,7 +1916,7 @@ class Evidence(StatusModel):
     errors: list[Real] = Field(default_factory=list, description="Log likelihood ratios of the grid of relative error odds.")
     bound: list[Real] = Field(default_factory=list, description="Log likelihood ratios of the grid above maxErrorRate.")
     cancellations: list[Real] = Field(default_factory=list, description="Log likelihood ratios of relative cancellation odds.")
-    stalled_since: Time | None = Field(None, description="Since when the canary has requests pending and completes none.")
+    hung: list[HungPod] = Field(default_factory=list, description="The canary's pods that hang, the longest first, up to 8.")
     needed: Int32 = Field(0, description="Canary requests that this step needs.")
     metrics: list[MetricStatus] = Field(default_factory=list, description="Custom metrics.")
     trouble: str | None = Field(None, description="Why evidence is missing.")

@@ -53,7 +53,7 @@ class Counters:
 @dataclass(frozen=True)
 class PodScrape:
     pod: str
-    """The pod and the start of its Triton: counters begin at zero with each."""
+    """<name>/<start of its Triton>: counters begin at zero with each."""
     version: int
     counters: Counters
 
@@ -152,16 +152,20 @@ def difference(before: Scrape, after: Scrape, canary: int) -> Batch | None:
     earlier = {pod.pod: pod for pod in before.pods}
     if {(pod.pod, pod.version) for pod in before.pods} != {(pod.pod, pod.version) for pod in after.pods}:
         return None
-    stable, candidate, pending, stable_pending = Tally(), Tally(), 0, 0
+    stable, candidate, hung, stable_pending = Tally(), Tally(), [], False
     for pod in after.pods:
         tally = _grown(earlier[pod.pod].counters, pod.counters)
         if tally is None:
             return None
+        pending = pod.counters.pending > 0
         if pod.version == canary:
-            candidate, pending = add(candidate, tally), pending + pod.counters.pending
+            candidate = add(candidate, tally)
+            if pending and not tally.requests:
+                # One by one: its siblings' answers would hide it.
+                hung.append(pod.pod)
         else:
-            stable, stable_pending = add(stable, tally), stable_pending + pod.counters.pending
-    return Batch(before.until, after.until, stable, candidate, pending, stable_pending)
+            stable, stable_pending = add(stable, tally), stable_pending or pending
+    return Batch(before.until, after.until, stable, candidate, tuple(sorted(hung)), stable_pending and not stable.requests)
 
 
 def _grown(before: Counters, after: Counters) -> Tally | None:

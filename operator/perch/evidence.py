@@ -16,15 +16,17 @@ from perch.api import Tally
 class Batch:
     """What became of requests between two looks at every pod of both versions, with the weights standing still.
 
-    Counts are differences. `pending` and `stable_pending` are what the canary and stable had in hand at the end of the batch.
+    Counts are differences. A pod hangs that had requests in hand at the end of the batch and completed none in it.
     """
 
     since: datetime
     until: datetime
     stable: Tally
     canary: Tally
-    pending: int = 0
-    stable_pending: int = 0
+    hung: tuple[str, ...] = ()
+    """The canary's pods that hang: `PodScrape.pod`."""
+    stable_hangs: bool = False
+    """Some of stable's pods hang, and none completed anything."""
 
 
 @dataclass(frozen=True)

@@ -324,10 +324,10 @@ def _serves(pod: Mapping[str, Any], version: int) -> bool:
 
 
 def _incarnation(pod: Mapping[str, Any]) -> str:
-    """The pod and the start of its Triton: counters begin at zero with each."""
+    """The pod and the start of its Triton, as a PodScrape names them."""
     containers = pod["status"].get("containerStatuses", [])
     started = next((c.get("containerID", "") for c in containers if c["name"] == "triton"), "")
-    return f"{pod['metadata']['uid']}/{started}"
+    return f"{pod['metadata']['name']}/{started}"
 
 
 async def _all(questions: Iterable[Coroutine[Any, Any, Answer]]) -> list[Answer]:

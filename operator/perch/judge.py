@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from fractions import Fraction
 
-from perch.api import Analysis, Evidence, MetricQuery, MetricStatus, Tally
+from perch.api import Analysis, Evidence, HungPod, MetricQuery, MetricStatus, Tally
 from perch.counters import add
 from perch.durations import parse_duration
 from perch.evidence import Batch, Reading
@@ -36,6 +36,8 @@ STALE = timedelta(seconds=60)
 """Counts older than this say nothing about the canary of now: none passes by them."""
 UNWATCHED = timedelta(seconds=10)
 """Between two batches, more than some lost looks: nobody knows what was completed then."""
+HUNG_PODS = 8
+"""So many of the canary's pods that hang are remembered, those that have hung longest: one of them is enough for an alarm."""
 LARGEST = 2**31 - 1
 
 
@@ -77,9 +79,9 @@ class _Terms:
 
 
 def begin_step(evidence: Evidence, analysis: Analysis) -> Evidence:
-    """Evidence at the start of a step: counts and readings of the step from nothing, purses as they are."""
+    """Evidence at the start of a step: counts and readings of the step from nothing, the rest as it is."""
     fresh = {"step_stable": Tally(), "step_canary": Tally(), "needed": _Terms.of(analysis).needed, "metrics": []}
-    return evidence.model_copy(update={**fresh, "stalled_since": None})
+    return evidence.model_copy(update=fresh)
 
 
 def take_in(evidence: Evidence, batch: Batch, analysis: Analysis, *, share: float, together: int = 1) -> Evidence:
@@ -100,7 +102,7 @@ def take_in(evidence: Evidence, batch: Batch, analysis: Analysis, *, share: floa
         "step_stable": stable,
         "step_canary": canary,
         "needed": terms.needed,
-        "stalled_since": _stalled_since(evidence, batch),
+        "hung": _hung(evidence, batch),
     }
     if 0 < share < 1:
         for name, count, whole in (("errors", _failures, _requests), ("cancellations", _cancellations, _sent)):
@@ -219,25 +221,24 @@ def _log_sum(logs: Sequence[float]) -> float:
 Said = tuple[str, str]
 
 
-def _stalled_since(evidence: Evidence, batch: Batch) -> str | None:
-    """Since when the canary has requests in hand and completes none. Time in which stable hangs too does not count."""
-    if not batch.pending or batch.canary.requests:
-        return None
-    since = datetime.fromisoformat(evidence.stalled_since) if evidence.stalled_since else batch.since
-    if evidence.last_at is not None and batch.since > datetime.fromisoformat(evidence.last_at) + UNWATCHED:
-        since = batch.since
-    if batch.stable_pending and not batch.stable.requests:
-        since = since + (batch.until - batch.since) if evidence.stalled_since else batch.until
-    return _stamp(since)
+def _hung(evidence: Evidence, batch: Batch) -> list[HungPod]:
+    """Since when which of the canary's pods hang, the longest first. Time in which stable hangs too does not count."""
+    lost = evidence.last_at is not None and batch.since > datetime.fromisoformat(evidence.last_at) + UNWATCHED
+    known = {} if lost else {one.pod: datetime.fromisoformat(one.since) for one in evidence.hung}
+    excused = batch.until - batch.since if batch.stable_hangs else timedelta()
+    found = sorted((known.get(pod, batch.since) + excused, pod) for pod in batch.hung)
+    return [HungPod(pod=pod, since=_stamp(since)) for since, pod in found[:HUNG_PODS]]
 
 
 def _stall_alarm(evidence: Evidence, terms: _Terms) -> Said | None:
-    if evidence.stalled_since is None or evidence.last_at is None:
+    if not evidence.hung or evidence.last_at is None:
         return None
-    lasted = datetime.fromisoformat(evidence.last_at) - datetime.fromisoformat(evidence.stalled_since)
+    longest = evidence.hung[0]
+    lasted = datetime.fromisoformat(evidence.last_at) - datetime.fromisoformat(longest.since)
     if lasted < terms.stall_after:
         return None
-    return "Stalled", f"the canary has requests pending and has completed none for {lasted.total_seconds():.0f} s"
+    name = longest.pod.partition("/")[0]
+    return "Stalled", f"the canary's pod {name} has requests pending and has completed none for {lasted.total_seconds():.0f} s"
 
 
 def _error_alarm(evidence: Evidence, terms: _Terms) -> Said | None:

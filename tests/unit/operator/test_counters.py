@@ -136,8 +136,33 @@ def test_a_difference_adds_up_the_pods_of_each_version() -> None:
     assert batch is not None
     assert batch.stable == Tally(requests=16, failures=1, request_microseconds=15_000, queue_microseconds=1_500)
     assert batch.canary == Tally(requests=5, failures=2, cancellations=3, request_microseconds=3_000, queue_microseconds=300)
-    assert (batch.pending, batch.stable_pending) == (5, 2)
+    assert (batch.hung, batch.stable_hangs) == ((), False), "requests are pending, and others were completed"
     assert (batch.since, batch.until) == (BEFORE.until, AFTER.until)
+
+
+@pytest.mark.parametrize(
+    ("pods", "hung", "stable_hangs"),
+    [
+        pytest.param(
+            [pod("a/1", STABLE, 9), pod("c/1", CANARY, 5), pod("d/1", CANARY, 1, 0, 0, 2), pod("e/1", CANARY, 9)],
+            ("d/1",),
+            False,
+            id="one of three, whatever its siblings answer",
+        ),
+        pytest.param([pod("c/1", CANARY, 1, 1, 0, 2)], (), False, id="not one that fails"),
+        pytest.param([pod("c/1", CANARY, 1, 0, 1, 2)], ("c/1",), False, id="one whose clients give up"),
+        pytest.param([pod("c/1", CANARY, 1)], (), False, id="not one without a request"),
+        pytest.param([pod("a/1", STABLE, 1, 0, 0, 1), pod("b/1", STABLE, 1)], (), True, id="stable, which is idle otherwise"),
+        pytest.param([pod("a/1", STABLE, 1, 0, 0, 1), pod("b/1", STABLE, 2)], (), False, id="not stable, if a pod answers"),
+    ],
+)
+def test_a_pod_hangs_that_has_requests_pending_and_completed_none(
+    pods: list[PodScrape], hung: tuple[str, ...], stable_hangs: bool
+) -> None:
+    before = scrape(0, *(pod(p.pod, p.version, 1) for p in pods))
+    batch = difference(before, scrape(3, *pods), CANARY)
+    assert batch is not None
+    assert (batch.hung, batch.stable_hangs) == (hung, stable_hangs)
 
 
 def test_the_order_in_which_pods_were_read_does_not_matter_to_the_sums() -> None:

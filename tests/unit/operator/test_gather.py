@@ -213,7 +213,7 @@ async def test_batches_hold_what_happened_since_the_first_look_and_wake_the_pass
     await setting.looks()
     assert total(setting.gathered) == (91, 1, 10, 3)
     assert sum(b.canary.cancellations for b in setting.gathered.batches) == 2
-    assert setting.gathered.batches[-1].pending == 4
+    assert setting.gathered.batches[-1].hung == ("digits-v2-2/containerd://1",)
     assert setting.woken[KEY] > woken
     assert setting.gathered.trouble is None
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bench.judge import GROUPED, MIXED, OUTAGES, STEADY, Trial, World, cut, cuts, false_aborts, upper_bound
 from perch.api import Analysis, Evidence, MetricQuery, PrometheusAnalysis, Tally
 from perch.evidence import Batch, Reading
-from perch.judge import MOST_ODDS, POINTS, STALE, Finding, Kind, begin_step, judge, take_in, take_in_reading
+from perch.judge import HUNG_PODS, MOST_ODDS, POINTS, STALE, Finding, Kind, begin_step, judge, take_in, take_in_reading
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 PLAIN = Analysis()
@@ -27,12 +27,12 @@ def batch(
     canary: tuple[int, ...] | Tally = (0, 0),
     stable: tuple[int, ...] | Tally = (0, 0),
     *,
-    pending: int = 0,
-    stable_pending: int = 0,
+    hung: tuple[str, ...] = (),
+    stable_hangs: bool = False,
 ) -> Batch:
     """The number-th batch of 3 s: requests, failures and cancellations of both versions."""
     since = NOON + timedelta(seconds=3 * number)
-    return Batch(since, since + timedelta(seconds=3), tally(stable), tally(canary), pending, stable_pending)
+    return Batch(since, since + timedelta(seconds=3), tally(stable), tally(canary), hung, stable_hangs)
 
 
 def tally(counts: tuple[int, ...] | Tally) -> Tally:
@@ -252,7 +252,8 @@ def test_an_alarm_stands_although_evidence_is_missing_by_now() -> None:
 
 # --- stalls --------------------------------------------------------------------------------------------------------------
 
-STUCK: dict[str, Any] = {"canary": (0, 0), "pending": 4}
+POD, OTHER = "digits-v2-a/containerd://1", "digits-v2-b/containerd://1"
+STUCK: dict[str, Any] = {"hung": (POD,)}
 
 
 @pytest.mark.parametrize(
@@ -262,28 +263,51 @@ STUCK: dict[str, Any] = {"canary": (0, 0), "pending": 4}
         pytest.param([batch(n, **STUCK, stable=(9, 0)) for n in range(9)], False, id="not long enough"),
         pytest.param([batch(n, **STUCK) for n in range(10)], True, id="stable is idle, having nothing to do"),
         pytest.param([batch(n, (0, 0), (9, 0)) for n in range(20)], False, id="the canary is idle, too"),
-        pytest.param([batch(n, **STUCK, stable_pending=3) for n in range(40)], False, id="stable hangs as well"),
+        pytest.param([batch(n, **STUCK, stable_hangs=True) for n in range(40)], False, id="stable hangs as well"),
         pytest.param(
-            [batch(n, **STUCK, stable_pending=3) for n in range(40)] + [batch(n, **STUCK, stable=(9, 0)) for n in range(40, 50)],
+            [batch(n, **STUCK, stable_hangs=True) for n in range(40)] + [batch(n, **STUCK, stable=(9, 0)) for n in range(40, 50)],
             True,
             id="stable recovers, the canary does not",
         ),
         pytest.param(
-            [batch(n, **STUCK, stable=(9, 0)) for n in range(9)] + [batch(9, **STUCK, stable_pending=3)],
+            [batch(n, **STUCK, stable=(9, 0)) for n in range(9)] + [batch(9, **STUCK, stable_hangs=True)],
             False,
             id="time in which stable hangs does not count",
         ),
         pytest.param(
-            [batch(n, (1 if n == 5 else 0, 0), (9, 0), pending=4) for n in range(14)], False, id="one answer in the middle"
+            [batch(n, (9, 0), (9, 0), hung=() if n == 5 else (POD,)) for n in range(14)], False, id="one answer in the middle"
         ),
-        pytest.param([batch(n, (1, 1), (9, 0), pending=4) for n in range(2)], False, id="it fails, which is not to stall"),
+        pytest.param([batch(n, (9, 0), (9, 0), **STUCK) for n in range(10)], True, id="one pod, while its siblings answer"),
+        pytest.param(
+            [batch(n, (9, 0), (9, 0), hung=((POD, OTHER)[n % 2],)) for n in range(40)], False, id="now this pod, now that one"
+        ),
+        pytest.param(
+            [batch(n, (9, 0), (9, 0), hung=(OTHER, POD) if n > 4 else (POD,)) for n in range(10)], True, id="another one later"
+        ),
+        pytest.param(
+            [batch(n, (9, 0), (9, 0), **STUCK) for n in (*range(9), *range(13, 20))], False, id="nobody looked for a while"
+        ),
     ],
 )
 def test_stall(batches: list[Batch], stalled: bool) -> None:
     finding = find(fold(*batches, share=0.05))
     assert (finding.reason == "Stalled") is stalled, finding
     if stalled:
-        assert "has completed none for 30 s" in finding.message
+        assert "the canary's pod digits-v2-a has requests pending and has completed none for 30 s" in finding.message
+
+
+def test_a_restart_or_another_step_forgets_no_pod_that_hangs() -> None:
+    evidence = fold(*(batch(n, (9, 0), (9, 0), **STUCK) for n in range(6)))
+    again = begin_step(Evidence.model_validate_json(evidence.model_dump_json(by_alias=True)), PLAIN)
+    assert find(again).reason != "Stalled"
+    assert find(fold(*(batch(n, (9, 0), (9, 0), **STUCK) for n in range(6, 10)), start=again)).reason == "Stalled"
+
+
+def test_of_many_pods_that_hang_those_that_hang_longest_are_remembered() -> None:
+    late = tuple(f"digits-v2-a{n}/1" for n in range(100))
+    evidence = fold(batch(0, (9, 0), (9, 0), **STUCK), batch(1, (9, 0), (9, 0), hung=(*late, POD)))
+    assert len(evidence.hung) == HUNG_PODS
+    assert evidence.hung[0].pod == POD
 
 
 def test_a_stall_is_as_long_as_stall_after_says() -> None:
@@ -361,18 +385,22 @@ COUNTS = st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50)).m
 
 @settings(max_examples=150, deadline=None)
 @given(
-    looks=st.lists(st.tuples(COUNTS, COUNTS, st.integers(0, 2)), max_size=6),
+    looks=st.lists(st.tuples(COUNTS, COUNTS, st.sampled_from(((), (POD,), (POD, OTHER)))), max_size=6),
     factor=st.sampled_from((1, 10**3, 10**12)),
     share=st.sampled_from((0.0, 1e-9, 0.05, 0.5, 1 - 1e-9, 1.0)),
     analysis=st.sampled_from((PLAIN, EXTREME, TINY, LATENCY)),
     together=st.sampled_from((0, 1, 4096)),
 )
 def test_no_counts_break_the_judge(
-    looks: list[tuple[tuple[int, ...], tuple[int, ...], int]], factor: int, share: float, analysis: Analysis, together: int
+    looks: list[tuple[tuple[int, ...], tuple[int, ...], tuple[str, ...]]],
+    factor: int,
+    share: float,
+    analysis: Analysis,
+    together: int,
 ) -> None:
     evidence = begin_step(Evidence(), analysis)
-    for number, (canary, stable, pending) in enumerate(looks):
-        one = batch(number, tuple(factor * c for c in canary), tuple(factor * s for s in stable), pending=pending)
+    for number, (canary, stable, hung) in enumerate(looks):
+        one = batch(number, tuple(factor * c for c in canary), tuple(factor * s for s in stable), hung=hung)
         evidence = take_in(evidence, one, analysis, share=share, together=together)
         finding = find(evidence, analysis)
         assert finding.message
@@ -409,10 +437,11 @@ def test_equal_shares_of_one_half_never_alarm(canary: int, stable: int) -> None:
 
 
 def test_a_step_begins_with_counts_from_zero_and_keeps_what_is_known() -> None:
-    evidence = fold(batch(0, (50, 2), (50, 1), pending=1), batch(1, pending=1))
+    evidence = fold(batch(0, (50, 2), (50, 1), hung=(POD,)), batch(1, hung=(POD,)))
     begun = begin_step(evidence, PLAIN)
-    assert (begun.step_canary, begun.step_stable, begun.stalled_since, begun.needed) == (Tally(), Tally(), None, 300)
+    assert (begun.step_canary, begun.step_stable, begun.needed) == (Tally(), Tally(), 300)
     assert (begun.errors, begun.canary, begun.stable) == (evidence.errors, evidence.canary, evidence.stable)
+    assert begun.hung == evidence.hung != []
     assert evidence.errors != []
 
 
