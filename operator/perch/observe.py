@@ -108,6 +108,7 @@ def serving_facts(deployment: Raw, pods: Iterable[Raw]) -> ServingFacts:
         deadline_exceeded=progressing.get("reason") == "ProgressDeadlineExceeded",
         words=words[0] if words else None,
         trouble=min(troubles, key=lambda t: (SERIOUSNESS.index(t.reason), t.message), default=None),
+        resource_version=meta["resourceVersion"],
     )
 
 

@@ -84,6 +84,8 @@ class ServingFacts:
     words: str | None = None
     trouble: PodTrouble | None = None
     """The most serious of what is wrong with pods of the present template now."""
+    resource_version: str | None = None
+    """The Deployment's."""
 
     @property
     def full(self) -> bool:

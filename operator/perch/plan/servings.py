@@ -95,13 +95,11 @@ def _apply_serving(
     replicas = serving.replicas if scaled and serving is not None else wanted
     if serving is None or (serving.serving_hash != wanted_hash(ctx, exported) and not frozen):
         digest = exported.artifact_digest or ""
-        ctx.actions.append(
-            Apply(
-                build_deployment(
-                    ctx.identity, ctx.spec, entry, exported.artifact_revision, digest, ctx.installation, replicas=replicas
-                )
-            )
+        body = build_deployment(
+            ctx.identity, ctx.spec, entry, exported.artifact_revision, digest, ctx.installation, replicas=replicas
         )
+        # Had the autoscaler chosen others meanwhile, its choice would be undone: then this pass fails and the next one knows it.
+        ctx.actions.append(Apply(body, serving.resource_version if scaled and serving is not None else None))
     elif serving.replicas != replicas:
         ctx.actions.append(Scale(name, replicas))
     if scaled:

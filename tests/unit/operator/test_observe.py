@@ -409,7 +409,8 @@ LABELS = {"serving.perch.dev/component": "triton", "serving.perch.dev/version": 
 
 def deployment(content: str | None = "h2") -> dict[str, Any]:
     template = {"metadata": {"annotations": {"serving.perch.dev/serving-hash": content}} if content else {}}
-    return {"metadata": {"name": "digits-v2", "labels": LABELS}, "spec": {"replicas": 2, "template": template}}
+    metadata = {"name": "digits-v2", "labels": LABELS, "resourceVersion": "7"}
+    return {"metadata": metadata, "spec": {"replicas": 2, "template": template}}
 
 
 def of_version(found: dict[str, Any], content: str | None = "h2", **more: Any) -> dict[str, Any]:
@@ -455,7 +456,9 @@ DIFFERS = pod(golden=unready(state={"terminated": {"exitCode": 3, "message": MIS
 def test_a_versions_trouble_is_the_most_serious_of_its_present_pods(
     pods: list[dict[str, Any]], content: str | None, reason: str | None
 ) -> None:
-    trouble = serving_facts(deployment(content), pods).trouble
+    facts = serving_facts(deployment(content), pods)
+    trouble = facts.trouble
+    assert facts.resource_version == "7"
     assert (trouble.reason if trouble else None) == reason
 
 

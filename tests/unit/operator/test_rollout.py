@@ -11,6 +11,7 @@ import pytest
 from perch.api import Status
 from perch.evidence import Gathered, Reading
 from perch.observed import PodTrouble
+from perch.plan import Apply
 from perch.status import build_events
 from perch_exporter.contract import Accuracy, Verdict
 
@@ -710,8 +711,11 @@ def test_an_autoscaler_keeps_what_it_grew_through_rollout_and_runtime_change() -
     assert world.autoscalers["digits-v1"]["minReplicas"] == 8, "its load moves to the canary: it may not shrink before the end"
     world.ready(2)
     commit(world, runtime=runtime | {"image": "triton:2"})
-    world.step()
+    world.servings[1] = replace(world.servings[1], resource_version="seen")
+    decided = world.step()
     assert world.servings[1].replicas == 8, "a rendered Deployment names the pods that the autoscaler chose"
+    (rendered,) = [a for a in decided.actions if isinstance(a, Apply) and a.body["metadata"]["name"] == "digits-v1"]
+    assert rendered.resource_version == "seen", "and is not written where it has chosen others since"
     commit(world, runtime={"replicas": 2, "resources": {"requests": {"cpu": 1}}})
     world.step()
     assert world.autoscalers == {}
