@@ -45,6 +45,8 @@ DESPERATE = ("ErrorRateHigher", "ErrorRateAboveMaximum", "Stalled", "GoldenMisma
 """Aborted for these, many pods of the canary are no better than one of stable's."""
 BLIND = ("NoEvidence", "NoMetric")
 """Verdicts about what cannot be seen: they stand, whatever else is to be said of the evidence."""
+COMPARED = 300
+"""Requests of stable in a step before what is copied of all is compared with what was asked to be."""
 SECOND = timedelta(seconds=1)
 HISTORY = 10
 
@@ -641,7 +643,25 @@ def _fold(trial: _Trial) -> _Trial:
         reading = gathered.readings.get(query.name)
         if reading is not None and (query.name not in known or reading.at > parse_time(known[query.name].at)):
             evidence = take_in_reading(evidence, reading, query)
+    if (share := _copied_too_often(trial, evidence)) and not _copied_too_often(trial, trial.evidence):
+        said = f"about {share:.0f} of 100 requests are copied to {trial.name}, and traffic.mirror.percent is {_copied(trial)}"
+        why = "the Gateway may ignore the percent and copy all of them, or clients ask the canary's Service past it"
+        trial.ctx.events.append(Event("Warning", "MirrorPercentExceeded", f"{said}: {why}"))
     return replace(trial, evidence=evidence)
+
+
+def _copied_too_often(trial: _Trial, evidence: Evidence) -> float | None:
+    """Percent of all requests that is copied in this step, where that is nearer to all than to what was asked for.
+
+    A Gateway may accept a mirror and ignore its percent. At most half of the requests must be asked for: then so many tell it
+    from chance.
+    """
+    stable, canary, weight = evidence.step_stable.requests, evidence.step_canary.requests, evidence.weight
+    percent = _copied(trial)
+    if trial.step.accepted_at is None or not 0 < percent <= 50 or weight is None or stable < COMPARED:
+        return None
+    copied = canary / stable * (100 - weight) - weight
+    return copied if copied > (100 + percent) / 2 else None
 
 
 def _meant_share(trial: _Trial) -> float:

@@ -194,6 +194,29 @@ def test_a_gateway_that_knows_no_mirror_costs_no_user_a_request_and_says_so() ->
     assert "no such filter" in message(world)
 
 
+@pytest.mark.parametrize(
+    ("percent", "stable", "canary", "told"),
+    [
+        pytest.param(20, 950, 50 + 200, False, id="as many as were asked for"),
+        pytest.param(20, 950, 50 + 1000, True, id="all of them"),
+        pytest.param(50, 950, 50 + 1000, True, id="all, where half was asked for"),
+        pytest.param(20, 95, 5 + 100, False, id="all of them, and too few to tell"),
+        pytest.param(60, 950, 50 + 1000, False, id="all, where most were asked for"),
+    ],
+)
+def test_a_gateway_that_ignores_a_mirrors_percent_is_told_of_once_in_a_step(
+    percent: int, stable: int, canary: int, told: bool
+) -> None:
+    world = releasing(traffic={"mirror": {"percent": percent}})
+    until_accepted(world, 5)
+    go_through(world, 9 if stable > 100 else 3, stable=(stable, 0), canary=(canary, 0))
+    events = [event for plan in world.plans for event in plan.events]
+    assert [(e.kind, e.reason) for e in events] == [("Warning", "MirrorPercentExceeded")] * told
+    if told:
+        assert "about 100 of 100 requests are copied to version 2" in events[0].message
+        assert f"traffic.mirror.percent is {percent}" in events[0].message
+
+
 def test_a_fixed_split_is_ready_and_still_judged() -> None:
     world = releasing(steps=[{"weight": 10, "hold": "Indefinite"}])
     world.settle()
