@@ -19,19 +19,19 @@ help: ## this list
 
 .PHONY: demo
 demo: ## the main job on a real cluster: export, serve, split, roll back, judge two canaries
-	@$(PY) -m demo --name $(NAME)
+	@hack/as-root $(PY) -m demo --name $(NAME)
 
 .PHONY: test
 test: lint test-unit test-torch e2e ## everything: lint, unit tests, a whole cluster
 
 .PHONY: up
 up: ## a development cluster with everything on it, Perch too
-	@$(PY) -m devcluster up --name $(NAME) --gpus $(GPUS)
-	@$(PY) -m devcluster.release $(NAME)
+	@hack/as-root $(PY) -m devcluster up --name $(NAME) --gpus $(GPUS)
+	@hack/as-root $(PY) -m devcluster.release $(NAME)
 
 .PHONY: down
 down: ## remove the cluster NAME, every process and file of it
-	@$(PY) -m devcluster down --name $(NAME)
+	@hack/as-root $(PY) -m devcluster down --name $(NAME)
 
 .PHONY: shell
 shell: ## a shell with KUBECONFIG, kubectl and helm for the cluster NAME
@@ -46,29 +46,29 @@ lint: ## ruff, mypy, import contracts
 
 .PHONY: test-unit
 test-unit: ## unit tests, and API tests against a real API server
-	@$(PY) -m devcluster build etcd kubernetes helm
-	@$(PY) -m pytest tests/unit tests/api tests/chart
+	@hack/as-root $(PY) -m devcluster build etcd kubernetes helm
+	@hack/as-root $(PY) -m pytest tests/unit tests/api tests/chart
 
 .PHONY: test-torch
 test-torch: ## the exporter's tests that need torch, in its image's environment
-	@$(PY) hack/torch_tests.py
+	@hack/as-root $(PY) hack/torch_tests.py
 
 .PHONY: e2e
 e2e: ## end-to-end tests on a cluster of their own (NAME=test)
-	@$(PY) -m devcluster up --name $${PERCH_TEST_CLUSTER:-test} --gpus 1
-	@$(PY) -m pytest tests/e2e -o timeout=1200
+	@hack/as-root $(PY) -m devcluster up --name $${PERCH_TEST_CLUSTER:-test} --gpus 1
+	@hack/as-root $(PY) -m pytest tests/e2e -o timeout=1200
 
 .PHONY: e2e-exports
 e2e-exports: ## every architecture, format and precision exported, served and asked (an hour or more)
-	@$(PY) -m exports
+	@hack/as-root $(PY) -m exports
 
 .PHONY: chaos
 chaos: ## every fault under live load, counted, on a cluster of its own (long)
-	@$(PY) -m chaos
+	@hack/as-root $(PY) -m chaos
 
 .PHONY: bench
 bench: ## measure; the figures go to docs/benchmarks.md by hand
-	@$(PY) -m bench --name bench
+	@hack/as-root $(PY) -m bench --name bench
 
 .PHONY: generate
 generate: ## the CRD from the types, the API reference from the CRD

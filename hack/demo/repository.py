@@ -1,7 +1,8 @@
 """The Git repository of the story's user: a scratch one, with one manifest, whose history is the model's release history."""
 
-import subprocess
 from pathlib import Path
+
+from devcluster.commands import capture
 
 MANIFEST = "digits.yaml"
 
@@ -33,8 +34,4 @@ class Repository:
         return self.git("log", "--oneline", "--no-decorate")
 
     def git(self, *arguments: str) -> str:
-        command = ["git", "-C", str(self.folder), *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode != 0:
-            raise RuntimeError(f"`{' '.join(command)}` ended with {result.returncode}: {result.stderr.strip()}")
-        return result.stdout
+        return capture(["git", "-C", self.folder, *arguments])

@@ -27,6 +27,7 @@ from demo.load import Answer, Load, count_by_version
 from demo.narrator import Narrator
 from demo.repository import MANIFEST, Repository
 from devcluster import Cluster
+from devcluster.privileges import hand_over
 from devcluster.release import NAMESPACE as OPERATOR_NAMESPACE
 from devcluster.release import RELEASE, install
 from devcluster.tenant import MODELS, Tenant
@@ -272,6 +273,7 @@ class Story:
             f"kubectl -n {OPERATOR_NAMESPACE} logs deployment/{RELEASE} --tail=20"
         )
         cluster = self.cluster.name
+        hand_over(self.folder)
         self.narrator.print(f"\nLeft running: cluster {cluster}. `make down NAME={cluster}` removes it whole;")
         self.narrator.print(f"the scratch repository is {self.folder}, remove it with rm -r.")
 

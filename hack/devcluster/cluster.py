@@ -11,7 +11,7 @@ from devcluster.clients import Clients
 from devcluster.commands import Argument, StepError
 from devcluster.native import NativeCluster
 from devcluster.paths import clusters_dir
-from devcluster.privileges import as_root, is_root
+from devcluster.privileges import require_root
 from devcluster.progress import Progress
 
 
@@ -46,17 +46,13 @@ class Cluster:
 
     def up(self) -> None:
         """Makes the cluster, or finishes or repairs it; returns when everything in it is ready."""
-        if self._needs_root:
-            as_root("up", self.name, *([] if self.gpus is None else [f"--gpus={self.gpus}"]))
-            return
+        self._require_root()
         with Progress(self._backend.folder / "logs") as progress, progress.locked(self._lock, self.name):
             self._backend.up(progress, self.gpus)
 
     def down(self) -> None:
         """Removes everything that `up` made, and only that. Does nothing where nothing is."""
-        if self._needs_root:
-            as_root("down", self.name)
-            return
+        self._require_root()
         with Progress(clusters_dir() / ".logs" / self.name) as progress, progress.locked(self._lock, self.name):
             self._backend.down(progress)
 
@@ -116,9 +112,8 @@ class Cluster:
             pods = ["-n", namespace, "delete", "pods", "-l", addons.SELECTORS[component]]
             self.kubectl(*addons.replicas_command(component, 0))
             self.kubectl(*pods, "--ignore-not-found", "--wait", *(["--grace-period=0", "--force"] if kill else []))
-        elif self._needs_root:
-            as_root("stop", self.name, component, *(["--kill"] if kill else []))
         else:
+            self._require_root()
             self._backend.stop_component(component, kill=kill)
 
     def start_component(self, component: str) -> None:
@@ -127,9 +122,8 @@ class Cluster:
             namespace, deployment = addons.DEPLOYMENTS[component]
             self.kubectl(*addons.replicas_command(component, 1))
             self.kubectl("-n", namespace, "rollout", "status", f"deployment/{deployment}", "--timeout=120s")
-        elif self._needs_root:
-            as_root("start", self.name, component)
         else:
+            self._require_root()
             self._backend.start_component(component)
 
     @property
@@ -140,9 +134,9 @@ class Cluster:
         host, port = self._backend.address(node_port)
         return f"http://{host}:{port}"
 
-    @property
-    def _needs_root(self) -> bool:
-        return isinstance(self._backend, NativeCluster) and not is_root()
+    def _require_root(self) -> None:
+        if isinstance(self._backend, NativeCluster):
+            require_root(f"cluster {self.name}, made of processes of this machine,")
 
     @property
     def _lock(self) -> Path:

@@ -9,6 +9,7 @@ from filelock import FileLock
 
 from devcluster.commands import StepError, capture, run
 from devcluster.paths import cache_dir
+from devcluster.privileges import require_root
 from devcluster.progress import Progress
 
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
@@ -21,6 +22,7 @@ _TOOLS = {
     "nft": "nftables",
     "iptables": "iptables",
     "buildah": "buildah",
+    "git": "git",
     "mmdebstrap": "mmdebstrap",
     "/usr/lib/cni/ptp": "containernetworking-plugins",
     "/etc/ssl/certs/ca-certificates.crt": "ca-certificates",
@@ -28,20 +30,19 @@ _TOOLS = {
 
 
 def install_missing(progress: Progress) -> None:
-    """Installs the packages whose programs are missing, as root or through sudo; does nothing else."""
+    """Installs the packages whose programs are missing; does nothing else."""
     missing = [package for wanted, package in _TOOLS.items() if not _is_there(wanted)]
     if not missing:
         return
     apt = shutil.which("apt-get")
     if not apt:
         raise StepError(f"this needs Debian or Ubuntu to install {', '.join(missing)}; install these and try again")
-    prefix = [] if os.geteuid() == 0 else ["sudo"]
-    progress.note(f"installing Debian packages{' with sudo' if prefix else ''}: {' '.join(missing)}")
+    require_root(f"installing {', '.join(missing)}")
+    progress.note(f"installing Debian packages: {' '.join(missing)}")
     with progress.step("Debian packages") as log:
-        run([*prefix, apt, _WAIT_FOR_LOCK, "update", "-qq"], log=log, timeout=900)
-        environment = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive"]
+        run([apt, _WAIT_FOR_LOCK, "update", "-qq"], log=log, timeout=900)
         install = [apt, _WAIT_FOR_LOCK, "install", "-y", "-qq", "--no-install-recommends", *missing]
-        run([*environment, *install], log=log, timeout=1500)
+        run(install, log=log, env={"DEBIAN_FRONTEND": "noninteractive"}, timeout=1500)
 
 
 def _is_there(wanted: str) -> bool:
@@ -66,7 +67,7 @@ def unpacked(package: str, log: Path) -> Path:
             try:
                 run(["apt-get", "download", "-q", package], log=log, cwd=draft)
             except StepError:  # a machine where `apt-get update` never ran
-                run([*([] if os.geteuid() == 0 else ["sudo"]), "apt-get", _WAIT_FOR_LOCK, "update", "-qq"], log=log, timeout=900)
+                run(["apt-get", _WAIT_FOR_LOCK, "update", "-qq"], log=log, timeout=900)
                 run(["apt-get", "download", "-q", package], log=log, cwd=draft)
             archive = next(draft.glob("*.deb"))
             run(["dpkg-deb", "-x", archive, draft / "files"], log=log)

@@ -24,6 +24,7 @@ from filelock import FileLock
 
 from devcluster.commands import Argument, capture, run
 from devcluster.paths import HACK, cache_dir
+from devcluster.privileges import require_root
 
 ROOT = HACK.parent
 _EXPORTERS, _OPERATOR, _IMAGES = ROOT / "exporters", ROOT / "operator", HACK / "images"
@@ -139,6 +140,7 @@ def exporter_python(*readable: Path, log: Path | None = None) -> list[Argument]:
     PYTHONPATH and the working directory are to be set by the caller, after `env` and in the command. `readable` folders
     are there too, read-only.
     """
+    require_root("the exporter image's Python")
     container = f"{_CONVERT_ENVIRONMENT.name}-{_tag(_CONVERT_ENVIRONMENT)}"
     with _buildah_lock():
         _ensure(_CONVERT_ENVIRONMENT, log)

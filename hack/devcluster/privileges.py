@@ -1,28 +1,20 @@
-"""Root where it is needed: a native cluster's processes, namespaces and mounts. A user's call goes through sudo."""
+"""Root is what a native cluster's processes, namespaces and mounts need. `hack/as-root` gets it, for a whole command at once."""
 
 import os
-import subprocess
-import sys
+from pathlib import Path
 
 from devcluster.commands import StepError
-from devcluster.paths import HACK, cache_dir, clusters_dir
 
 
-def is_root() -> bool:
-    return os.geteuid() == 0
+def require_root(what: str) -> None:
+    if os.geteuid() != 0:
+        raise StepError(f"{what} needs root: run it through make, or put hack/as-root before the command")
 
 
-def as_root(action: str, name: str, *arguments: str) -> None:
-    """Runs a command of the command line as root, with this user's cache and clusters."""
-    environment = {
-        "PERCH_BACKEND": "native",  # root may reach a Docker engine that this user does not
-        "PYTHONPATH": str(HACK),
-        "PATH": os.environ["PATH"],
-        "XDG_CACHE_HOME": str(cache_dir().parent),
-        "XDG_STATE_HOME": str(clusters_dir().parent.parent),
-    }
-    command = [sys.executable, "-m", "devcluster", action, "--name", name, *arguments]
-    print(f"a cluster of processes of this machine needs root: sudo {' '.join(command[1:])}", file=sys.stderr)
-    settings = [f"{key}={value}" for key, value in environment.items()]
-    if subprocess.run(["sudo", "env", *settings, *command], check=False).returncode != 0:
-        raise StepError(f"`sudo … devcluster {action}` failed; what it printed above says why")
+def hand_over(path: Path) -> None:
+    """Gives a file or folder to the user who came through sudo, if one did."""
+    if "SUDO_UID" not in os.environ:
+        return
+    owner = int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"])
+    for each in (path, *path.rglob("*")):
+        os.chown(each, *owner, follow_symlinks=False)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from devcluster import images
+from devcluster.commands import StepError
 from devcluster.tenant import Tenant
 from faults import TURNS, Kind
 from perch.api import Spec
@@ -78,4 +79,4 @@ def _convert(request: ExportRequest, workspace: Workspace, always: Kind | None, 
     command = [str(word) for word in (*images.exporter_python(), _GRAFT, *arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "HOME": "/tmp"})
     if done.returncode:
-        raise RuntimeError(f"the faulty model was not made: {(done.stdout + done.stderr)[-2000:]}")
+        raise StepError(f"the faulty model was not made: {(done.stdout + done.stderr)[-2000:]}")
