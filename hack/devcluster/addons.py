@@ -5,17 +5,15 @@ The manifests in hack/manifests name public images; a native cluster puts its lo
 
 import hashlib
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from devcluster import gobuild
+from devcluster.clients import Clients
 from devcluster.paths import MANIFESTS
 from devcluster.progress import Progress
-
-Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
 _CHART = "charts/gateway-helm"
 
@@ -54,12 +52,15 @@ SELECTORS = {
 class Addons:
     """Installs the addons through kubectl and helm; whatever is there already is left as it is."""
 
-    kubectl: Call
-    helm: Call
+    clients: Clients
     images: Mapping[str, str]
     """References by name as in PUBLIC_IMAGES; what is missing stays public."""
     values: Mapping[str, str]
     """What stands for ${NAME} in the manifests."""
+
+    def logged(self, log: Path) -> "Addons":
+        """The same, with what kubectl and helm print in a step's log."""
+        return replace(self, clients=self.clients.logged(log))
 
     def manifest(self, name: str) -> str:
         """A manifest of hack/manifests with this cluster's values and images."""
@@ -77,29 +78,29 @@ class Addons:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def apply(self, name: str) -> None:
-        self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=self.manifest(name))
+        self.clients.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=self.manifest(name))
 
     def install_envoy_gateway(self) -> None:
         """Installs Envoy Gateway and the Gateway API's CRDs from Envoy Gateway's own chart, as its module has it."""
         release = ["envoy-gateway", "--namespace", "envoy-gateway-system"]
-        told = self.helm("status", *release, "--output", "json", check=False)
+        told = self.clients.helm("status", *release, "--output", "json", check=False)
         if told.returncode == 0 and '"status":"deployed"' not in told.stdout:
-            self.helm("uninstall", *release, "--wait")  # an interrupted installation blocks the next one
+            self.clients.helm("uninstall", *release, "--wait")  # an interrupted installation blocks the next one
         with tempfile.TemporaryDirectory() as temporary:
             copy = Path(temporary) / "gateway-helm"
             shutil.copytree(_chart(), copy)
             (copy / "values.yaml").write_text((copy / "values.tmpl.yaml").read_text())
             values = Path(temporary) / "values.yaml"
             values.write_text(self.manifest("envoy-gateway-values"))
-            self.helm("upgrade", "--install", *release, copy, "--create-namespace", "--values", values, "--timeout=5m")
+            self.clients.helm("upgrade", "--install", *release, copy, "--create-namespace", "--values", values, "--timeout=5m")
 
     def wait(self, names: Sequence[str]) -> None:
         """Waits until these Deployments (by component name) have their pods, and until the Gateway takes traffic."""
         for component in names:
             namespace, deployment = DEPLOYMENTS[component]
-            self.kubectl("-n", namespace, "rollout", "status", f"deployment/{deployment}", "--timeout=180s")
+            self.clients.kubectl("-n", namespace, "rollout", "status", f"deployment/{deployment}", "--timeout=180s")
         in_gateway = ["-n", "gateway-system"]
-        self.kubectl(*in_gateway, "wait", "--for=condition=Programmed", "gateway/gateway", "--timeout=180s")
+        self.clients.kubectl(*in_gateway, "wait", "--for=condition=Programmed", "gateway/gateway", "--timeout=180s")
 
 
 def prepare_chart(progress: Progress) -> None:

@@ -12,9 +12,14 @@ from devcluster.commands import Argument
 class Clients:
     """Runs kubectl and helm with a cluster's kubeconfig."""
 
-    def __init__(self, kubeconfig: Path, folders: Sequence[Path]) -> None:
+    def __init__(self, kubeconfig: Path, folders: Sequence[Path], log: Path | None = None) -> None:
         self._kubeconfig = kubeconfig
         self._folders = folders
+        self._log = log
+
+    def logged(self, log: Path) -> "Clients":
+        """The same, with each command and what it printed appended to a step's log."""
+        return Clients(self._kubeconfig, self._folders, log)
 
     def env(self) -> dict[str, str]:
         """What a shell needs: KUBECONFIG, and PATH with these programs first."""
@@ -52,6 +57,9 @@ class Clients:
             timeout=900,  # more than any --timeout that a caller gives
             check=False,
         )
+        if self._log:
+            with self._log.open("a") as log:
+                log.write(f"$ {' '.join(command)}\n{result.stdout}{result.stderr}")
         if check and result.returncode != 0:
             error = subprocess.CalledProcessError(result.returncode, command, result.stdout, result.stderr)
             error.add_note(result.stderr.strip() or result.stdout.strip())

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from devcluster import toolchain
 from devcluster.commands import StepError, capture, run
 from devcluster.paths import GO_MODULES, cache_dir
 from devcluster.progress import Progress
@@ -65,6 +66,7 @@ def is_built(group: Group) -> bool:
 
 def build_missing(groups: Sequence[Group], progress: Progress) -> None:
     """Builds those of the groups that are not in the cache, each as a step that says how long it takes."""
+    toolchain.install(progress)
     for group in groups:
         if not is_built(group):
             with progress.step(f"build {group.name} {group.version} (about {group.seconds} s on two cores)") as log:

@@ -68,6 +68,9 @@ class KindCluster:
         return {self._node: self._exists()}
 
     def up(self, progress: Progress, gpus: int | None) -> None:
+        progress.note(
+            "a Docker engine answers: this makes a kind cluster, which has never been run; PERCH_BACKEND=native avoids it"
+        )
         gobuild.build_missing(_programs(), progress)
         addons.prepare_chart(progress)
         gobuild.discard_build_cache()
@@ -83,7 +86,8 @@ class KindCluster:
         self.record.update(images=references)
         clients = Clients(self.kubeconfig, self.program_folders())
         number = self.record.read().get("gpus", 0) if gpus is None else gpus
-        clients.patch_node_resource(self._node, "nvidia.com/gpu", number)
+        with progress.step("node") as log:
+            clients.logged(log).patch_node_resource(self._node, "nvidia.com/gpu", number)
         self.record.update(gpus=number)
         values = {
             "S3_DATA": "/var/lib/perch-s3",
@@ -91,8 +95,8 @@ class KindCluster:
             "S3_SECRET_KEY": addons.S3_SECRET_KEY,
             "S3_REGION": addons.S3_REGION,
         }
-        installer = addons.Addons(clients.kubectl, clients.helm, {}, values)
-        with progress.step("addons"):
+        with progress.step("addons") as log:
+            installer = addons.Addons(clients.logged(log), {}, values)
             installer.install_envoy_gateway()
             for name in _MANIFESTS:
                 installer.apply(name)

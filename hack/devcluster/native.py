@@ -5,7 +5,6 @@ cluster's folder, its run folder, its root for containerd, its processes, cgroup
 `down` removes these and nothing else.
 """
 
-import os
 import shutil
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from devcluster.containerd import Containerd, GoldenStore
 from devcluster.control_plane import ControlPlane
 from devcluster.node import Node
 from devcluster.paths import cache_dir, clusters_dir
+from devcluster.privileges import hand_over
 from devcluster.processes import Processes
 from devcluster.progress import Progress
 from devcluster.record import Record
@@ -73,7 +73,7 @@ class NativeCluster:
 
     def start_component(self, component: str) -> None:
         if component == "kubelet":
-            self._start_kubelet()
+            self._start_kubelet(self.processes.log("node"))
         else:
             self._start(component)
         if component == "kube-apiserver":
@@ -93,14 +93,14 @@ class NativeCluster:
             self._begin(log)
             self.record.update(images=perch_references, addon_images=addon_references)
             self._bring_images({**addon_references, **perch_references}, log)
-        with progress.step("control plane") as log:
+        with progress.step("control plane"):  # each component has a log of its own
             for component in ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"):
                 self._start(component)
             self._wait_for_apiserver()
-        with progress.step("node"):
+        with progress.step("node") as log:
             self.record.update(gpus=offered)
             self._start("kube-proxy")
-            self._start_kubelet()
+            self._start_kubelet(log)
         self._install_addons(progress, addon_references)
 
     def _build_programs(self, progress: Progress) -> None:
@@ -148,8 +148,7 @@ class NativeCluster:
         cgroup.create(self.network.namespace)
         (self.folder / "boot-id").write_text(_boot_id())
         self._control_plane().kubeconfig("admin", "admin", "system:masters").replace(self.kubeconfig)
-        if "SUDO_UID" in os.environ:
-            os.chown(self.kubeconfig, int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"]))
+        hand_over(self.kubeconfig)
 
     def _bring_images(self, references: dict[str, str], log: Path) -> None:
         if not self._containerd_root.exists():
@@ -171,9 +170,9 @@ class NativeCluster:
                 raise StepError(f"kube-apiserver is not ready after 90 s; its log is {self.processes.log('kube-apiserver')}")
             time.sleep(0.1)
 
-    def _start_kubelet(self) -> None:
+    def _start_kubelet(self, log: Path) -> None:
         """Starts the kubelet, and makes its node offer nvidia.com/gpu: an extended resource needs no device."""
-        clients, node = self._clients(), self.network.namespace
+        clients, node = self._clients().logged(log), self.network.namespace
         self._start("kubelet")
         clients.wait_for_node(node)
         clients.patch_node_resource(node, "nvidia.com/gpu", self.record.read()["gpus"])
@@ -187,29 +186,29 @@ class NativeCluster:
             "S3_SECRET_KEY": addons.S3_SECRET_KEY,
             "S3_REGION": addons.S3_REGION,
         }
-        installer = addons.Addons(clients.kubectl, clients.helm, references, values)
+        installer = addons.Addons(clients, references, values)
         digest = installer.digest([*_MANIFESTS, "envoy-gateway-values"])
         if self.record.read().get("addons") != digest:
-            with progress.step("DNS, S3 server, Prometheus"):
+            with progress.step("DNS, S3 server, Prometheus") as log:
                 for name in ("coredns", "storage", "prometheus"):
-                    installer.apply(name)
-            with progress.step("Envoy Gateway"):
-                installer.install_envoy_gateway()
-                installer.apply("gateway")
+                    installer.logged(log).apply(name)
+            with progress.step("Envoy Gateway") as log:
+                installer.logged(log).install_envoy_gateway()
+                installer.logged(log).apply("gateway")
             self.record.update(addons=digest)
-        with progress.step("addons are ready"):
+        with progress.step("addons are ready") as log:
             for component in addons.DEPLOYMENTS:
-                clients.kubectl(*addons.replicas_command(component, 1))
-            installer.wait(list(addons.DEPLOYMENTS))
+                clients.logged(log).kubectl(*addons.replicas_command(component, 1))
+            installer.logged(log).wait(list(addons.DEPLOYMENTS))
 
     # -- down
 
     def down(self, progress: Progress) -> None:
-        with progress.step(f"remove cluster {self.name}"):
-            self._clear(None)
+        with progress.step(f"remove cluster {self.name}") as log:
+            self._clear(log)
             network.release(clusters_dir(), self.name)
 
-    def _clear(self, log: Path | None) -> None:
+    def _clear(self, log: Path) -> None:
         """Removes whatever of this cluster is there, in whatever state; the folder last, so that it can be repeated."""
         self.processes.stop(kill=True)
         claimed = network.claimed(clusters_dir(), self.name)

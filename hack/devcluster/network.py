@@ -90,7 +90,7 @@ class Network:
         run([*self.inside, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"], log=log)
         run(["ip", "route", "replace", self.whole, "via", self.node_address, "dev", self.interface], log=log)
 
-    def remove(self, log: Path | None) -> None:
+    def remove(self, log: Path) -> None:
         """Removes both; the route goes with its interface."""
         if (Path("/sys/class/net") / self.interface).exists():
             run(["ip", "link", "delete", self.interface], log=log)
