@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from perch.api import HeaderMatch, Routing, Spec, Version
+from perch.api import HeaderMatch, Routing, Runtime, Spec, Version
 from perch.builders.autoscaler import build_autoscaler, canonical
-from perch.builders.jobs import build_export_job, build_export_request
+from perch.builders.jobs import build_cleanup_job, build_export_job, build_export_request
 from perch.builders.route import GRPC_METHODS, build_route, is_current, must_rehearse, read_weights, rest_paths
 from perch.builders.serving import build_deployment
 from perch.names import artifact_revision, serving_hash
 from perch.observed import Identity, RouteFacts
 from perch_exporter import contract
+from tests.api.test_admission import full_spec
 from tests.unit.operator.world import INSTALLATION, entry, spec
 
 IDENTITY = Identity("vision", "digits", "uid-1", 1, "1")
@@ -390,3 +392,198 @@ def test_an_export_is_bounded_in_time_memory_and_disk_in_every_container() -> No
     assert all("memory" in c["resources"]["limits"] for c in containers)
     assert all("sizeLimit" in v["emptyDir"] for v in pod["volumes"] if "emptyDir" in v)
     assert {v["name"] for v in pod["volumes"]} == {"request", "tmp", "checkpoint", "state", "output", "proof"}
+
+
+# --- everything that a spec says of pods ---------------------------------------------------------------------------------------
+
+FULL = full_spec()
+RUNTIME = FULL["runtime"]
+ALWAYS = replace(INSTALLATION, image_pull_policy="Always")
+ARTIFACT_DIGEST = "sha256:" + "0" * 64
+
+POD_SECURITY = {
+    "runAsNonRoot": True, "runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}  # fmt: skip
+CONFINED = {
+    "securityContext": {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+    },
+    "terminationMessagePolicy": "FallbackToLogsOnError",
+}  # fmt: skip
+SLIM = {"image": "artifacts:1", "imagePullPolicy": "Always", **CONFINED}
+TMP = {"name": "tmp", "mountPath": "/tmp"}
+REPOSITORY_KEYS = [
+    {"name": key, "valueFrom": {"secretKeyRef": {"name": "s3-credentials", "key": key}}}
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+]
+CHECKPOINT_KEYS = [
+    {"name": f"CHECKPOINT_{key}", "valueFrom": {"secretKeyRef": {"name": "checkpoints", "key": key}}}
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+]
+CA_ENV = {"name": "AWS_CA_BUNDLE", "value": "/perch/ca/bundle.pem"}
+CA_MOUNT = {"name": "ca", "mountPath": "/perch/ca", "readOnly": True}
+CA_VOLUME = {"name": "ca", "configMap": {"name": "ca", "items": [{"key": "ca.pem", "path": "bundle.pem"}]}}
+
+
+def probe(path: str, port: int, period: int, timeout: int, failures: int) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": path, "port": port},
+        "periodSeconds": period, "timeoutSeconds": timeout, "failureThreshold": failures,
+    }  # fmt: skip
+
+
+def test_a_version_runs_as_runtime_says_confined_proven_and_with_time_to_end() -> None:
+    """The whole Deployment, so that no key can be lost: one that is would be a field that is accepted and ignored, or a
+    protection that is gone."""
+    asked = Spec.model_validate(FULL)
+    entry = asked.versions[0]
+    revision = artifact_revision(entry)
+    hashed = {"serving.perch.dev/serving-hash": serving_hash(revision, ARTIFACT_DIGEST, asked)}
+    chosen = {"serving.perch.dev/model-deployment": "digits", "serving.perch.dev/version": "1"}
+    chosen |= {"serving.perch.dev/component": "triton"}
+    labels = {**chosen, "app.kubernetes.io/name": "digits", "app.kubernetes.io/managed-by": "perch"}
+    served = {"name": "artifact", "mountPath": "/perch/artifact", "readOnly": True}
+    leave = {"preStop": {"sleep": {"seconds": 15}}}
+    download = {
+        "name": "download",
+        **SLIM,
+        "command": [
+            "python3", "-m", "perch_exporter", "download", "--uri", f"s3://models/prod/vision/digits/1-{revision}",
+            "--endpoint", "http://s3.storage:9000", "--region", "us-east-1",
+            "--digest", ARTIFACT_DIGEST, "--target", "/perch/artifact",
+        ],
+        "env": [*REPOSITORY_KEYS, CA_ENV],
+        "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
+        "volumeMounts": [{"name": "artifact", "mountPath": "/perch/artifact"}, TMP, CA_MOUNT],
+    }  # fmt: skip
+    restricted = "shared-memory,model-repository,trace,logging:perch=uid-1"
+    triton = {
+        "name": "triton",
+        "image": RUNTIME["image"],
+        "imagePullPolicy": RUNTIME["imagePullPolicy"],
+        **CONFINED,
+        "command": [
+            "tritonserver", "--model-repository=/perch/artifact/models", "--model-control-mode=none", "--strict-readiness=true",
+            "--exit-on-error=true",
+            "--exit-timeout-secs=70",  # of 90 seconds of grace, 15 are slept before and 5 spared
+            f"--grpc-restricted-protocol={restricted}", f"--http-restricted-api={restricted}",
+            "--cache-config=local,size=268435456",
+        ],
+        "env": [{"name": "NVIDIA_TF32_OVERRIDE", "value": "0"}, *RUNTIME["env"]],
+        "ports": [
+            {"name": name, "containerPort": port, "protocol": "TCP"}
+            for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002))
+        ],
+        "resources": RUNTIME["resources"],
+        "startupProbe": probe("/v2/models/digits/ready", 8000, 2, 2, 300),
+        "readinessProbe": probe("/v2/models/digits/ready", 8000, 5, 5, 3),
+        "livenessProbe": probe("/v2/health/live", 8000, 10, 10, 6),
+        "lifecycle": leave,
+        "volumeMounts": [served, {"name": "shm", "mountPath": "/dev/shm"}, TMP],
+    }  # fmt: skip
+    golden = {
+        "name": "golden",
+        **SLIM,
+        "command": [
+            "python3", "-m", "perch_exporter", "golden", "--artifact", "/perch/artifact", "--grpc", "127.0.0.1:8001",
+            "--listen", "0.0.0.0:8003",
+        ],
+        "ports": [{"name": "golden", "containerPort": 8003, "protocol": "TCP"}],
+        "resources": {"requests": {"cpu": "10m", "memory": "96Mi"}, "limits": {"memory": "512Mi"}},
+        "readinessProbe": probe("/ready", 8003, 2, 5, 2),
+        "livenessProbe": probe("/live", 8003, 20, 10, 3),
+        "lifecycle": leave,
+        "volumeMounts": [served, TMP],
+    }  # fmt: skip
+    placed = ("nodeSelector", "tolerations", "affinity", "imagePullSecrets", "serviceAccountName", "runtimeClassName",
+              "terminationGracePeriodSeconds")  # fmt: skip
+    pod = {
+        **{key: RUNTIME[key] for key in placed},
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": POD_SECURITY,
+        "initContainers": [download],
+        "containers": [triton, golden],
+        "volumes": [
+            {"name": "artifact", "emptyDir": {}},
+            {"name": "tmp", "emptyDir": {}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": RUNTIME["sharedMemorySize"]}},
+            CA_VOLUME,
+        ],
+    }
+    assert build_deployment(IDENTITY, asked, entry, revision, ARTIFACT_DIGEST, ALWAYS) == {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            "name": "digits-v1",
+            "namespace": "vision",
+            "labels": labels,
+            "annotations": {"serving.perch.dev/artifact-revision": revision, **hashed},
+            "ownerReferences": [
+                {
+                    "apiVersion": "serving.perch.dev/v1alpha1", "kind": "ModelDeployment", "name": "digits", "uid": "uid-1",
+                    "controller": True, "blockOwnerDeletion": False,
+                }
+            ],
+        },
+        "spec": {
+            "replicas": RUNTIME["replicas"],
+            "revisionHistoryLimit": 2,
+            "progressDeadlineSeconds": 600,
+            "selector": {"matchLabels": chosen},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "template": {"metadata": {"labels": labels, "annotations": hashed}, "spec": pod},
+        },
+    }  # fmt: skip
+
+
+def test_no_field_of_runtime_is_missing_from_the_spec_that_the_pods_are_made_of() -> None:
+    """Else the test above would not look at it. A version of TensorRT is the planner's, an autoscaler takes replicas' place."""
+    assert {field.alias or name for name, field in Runtime.model_fields.items()} - set(RUNTIME) == {"autoscaling"}
+
+
+def containers(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    pod = job["spec"]["template"]["spec"]
+    return {each["name"]: each for each in (*pod.get("initContainers", []), *pod["containers"])}
+
+
+def test_a_job_runs_where_builder_says_and_as_confined_as_a_pod_that_serves() -> None:
+    builder = FULL["builder"]
+    job = export_job(Spec.model_validate(FULL))
+    pod = job["spec"]["template"]["spec"]
+    for key in ("nodeSelector", "tolerations", "imagePullSecrets", "runtimeClassName"):
+        assert pod[key] == builder[key], key
+    assert job["spec"]["activeDeadlineSeconds"] == builder["activeDeadlineSeconds"]
+    assert (pod["automountServiceAccountToken"], pod["enableServiceLinks"], pod["restartPolicy"]) == (False, False, "Never")
+    assert pod["securityContext"] == POD_SECURITY
+    for name, container in containers(job).items():
+        assert CONFINED.items() <= container.items(), name
+    assert containers(job)["convert"]["resources"] == builder["resources"]
+
+
+def test_a_checkpoints_own_credentials_are_fetchs_alone_beside_the_repositorys() -> None:
+    found = {name: [v for v in c.get("env", []) if "AWS" in v["name"]] for name, c in containers(export_job(full())).items()}
+    assert found == {
+        "fetch": [*REPOSITORY_KEYS, CA_ENV, *CHECKPOINT_KEYS],
+        "convert": [],
+        "prove": [],
+        "publish": [*REPOSITORY_KEYS, CA_ENV],
+    }
+
+
+def test_the_stores_authorities_are_mounted_where_the_store_is_spoken_with_and_nowhere_else() -> None:
+    asked = full()
+    cleanup = build_cleanup_job(IDENTITY, asked, 1, "0123abcd", INSTALLATION)
+    serving = deployment(asked)
+    for made, speaking in ((export_job(asked), {"fetch", "publish"}), (cleanup, {"delete"}), (serving, {"download"})):
+        assert CA_VOLUME in made["spec"]["template"]["spec"]["volumes"]
+        assert {name for name, c in containers(made).items() if CA_MOUNT in c["volumeMounts"]} == speaking
+        assert {name for name, c in containers(made).items() if CA_ENV in c.get("env", [])} == speaking
+    plain = full(repository={key: value for key, value in FULL["repository"].items() if key != "caBundleConfigMapRef"})
+    assert "AWS_CA_BUNDLE" not in json.dumps([export_job(plain), deployment(plain)])
+    assert '"ca"' not in json.dumps([export_job(plain), deployment(plain)])
+
+
+def full(**more: Any) -> Spec:
+    return Spec.model_validate({**FULL, **more})
