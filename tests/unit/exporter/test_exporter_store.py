@@ -1,12 +1,15 @@
 """The object store's errors as typed failures.
 
-S3 answers come from botocore's Stubber: this proves the mapping and the words, and leaves out signing, real HTTP,
-retries, timeouts and multipart, which the end-to-end tests run against a real S3 server.
+S3 answers come from botocore's Stubber: this proves the mapping and the words. TLS is a real server's; signing, real HTTP,
+retries and multipart are for tests/e2e/test_store.py, against a real S3 server.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import http.server
+import ssl
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from botocore.exceptions import (
 )
 from botocore.stub import Stubber
 
+from devcluster.certificates import Authority
 from perch_exporter.contract import Location, Reason
 from perch_exporter.failure import StepFailed
 from perch_exporter.store import (
@@ -196,3 +200,43 @@ def test_an_object_larger_than_its_bound_is_refused_before_a_byte_is_written(sto
         with pytest.raises(StepFailed, match=r"ObjectTooLarge.*22,548,578,304 bytes"):
             store.download("v1.pt", tmp_path / "x", 20 * 2**30)
     assert not (tmp_path / "x").exists()
+
+
+class Answering(http.server.BaseHTTPRequestHandler):
+    """Has every object that it is asked for."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A server whose certificate is of an authority that no machine knows: its address, and the authority's bundle."""
+    authority = Authority(tmp_path / "pki")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.server("store", ["127.0.0.1"]))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"https://127.0.0.1:{server.server_address[1]}", authority.certificate
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_store_of_a_private_authority_is_trusted_with_its_bundle_and_not_without(
+    private: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint, bundle = private
+    where, keys = Location(uri="s3://models/prod", endpoint=endpoint), Credentials("AWS_ACCESS_KEY_ID", "a", "b")
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(bundle))
+    assert open_store(where, keys).read("manifest.json", 2) == b"{}"
+
+    monkeypatch.delenv("AWS_CA_BUNDLE")
+    with pytest.raises(StepFailed, match="CERTIFICATE_VERIFY_FAILED") as caught:
+        open_store(where, keys).read("manifest.json", 2)
+    assert caught.value.reason is Reason.STORE_UNREACHABLE
