@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from devcluster import Cluster
 from devcluster.release import NAMESPACE, install
 from devcluster.tenant import Tenant
 
-from .test_journey import answers, kill_operator, pod_uids
+from .test_journey import answers, operators, pod_uids
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,6 +32,16 @@ def scale_operator(cluster: Cluster, replicas: int) -> None:
         cluster.kubectl("-n", NAMESPACE, "rollout", "status", "deployment/perch", "--timeout=120s")
     else:
         cluster.kubectl("-n", NAMESPACE, "wait", "--for=delete", "pods", *selector, "--timeout=60s")
+
+
+def holder(cluster: Cluster) -> str:
+    """The operator's pod that holds the Lease: the one that acts."""
+    return cluster.kubectl("-n", NAMESPACE, "get", "lease", "perch", "-o", "jsonpath={.spec.holderIdentity}").stdout
+
+
+def next_holder(tenant: Tenant, former: str) -> str:
+    taker: str = tenant.wait(lambda: holder(tenant.cluster), lambda now: now not in ("", former), 60)
+    return taker
 
 
 def with_policy(tenant: Tenant, policy: str) -> dict[str, Any]:
@@ -53,40 +64,51 @@ def test_deletion_keeps_or_erases_the_artefacts_as_the_policy_says(tenant: Tenan
 
 def test_deletion_does_not_hang_while_the_operator_is_away_nor_with_the_whole_namespace(tenant: Tenant) -> None:
     cluster = tenant.cluster
-    other = Tenant(cluster, f"{tenant.namespace}-2").make()
+    waiting, going = (Tenant(cluster, f"{tenant.namespace}-{number}").make() for number in (2, 3))
     tenant.apply(with_policy(tenant, "Retain"))
-    other.apply(with_policy(other, "Delete"))
-    tenant.wait_ready("digits")
-    other.wait_ready("digits")
+    for each in (waiting, going):
+        each.apply(with_policy(each, "Delete"))
+    for each in (tenant, waiting, going):
+        each.wait_ready("digits")
+    prefix = f"e2e/{waiting.namespace}/digits/"
     scale_operator(cluster, 0)
     try:
+        # With Delete a finalizer holds the object until the artefacts are erased, which waits for an operator.
+        waiting.kubectl("delete", "mdep", "digits", "--wait=false")
         tenant.kubectl("delete", "mdep", "digits", "--timeout=30s")
         tenant.wait(lambda: tenant.list("deployments"), lambda left: not left, 60)
+        assert waiting.get("mdep", "digits") is not None
+        assert waiting.keys(prefix)
     finally:
         scale_operator(cluster, 1)
-    # With Delete a finalizer holds the object; in a namespace that goes, no cleanup can run and the finalizer is released.
-    cluster.kubectl("delete", "namespace", other.namespace, "--timeout=120s")
+    waiting.kubectl("wait", "--for=delete", "mdep/digits", "--timeout=60s")
+    assert waiting.keys(prefix) == []
+    waiting.delete(wait=False)
+    # In a namespace that goes no cleanup can run, and the finalizer is released.
+    cluster.kubectl("delete", "namespace", going.namespace, "--timeout=120s")
 
 
 def test_an_operator_upgrade_restarts_no_model(tenant: Tenant) -> None:
     """kserve#5085, modelmesh-serving#486: a Helm upgrade with other images and pull policy."""
     cluster = tenant.cluster
-    tenant.apply(deployment(tenant, upload_digits(tenant)[:1]))
+    entries = upload_digits(tenant)
+    tenant.apply(deployment(tenant, entries[:1]))
     tenant.wait_ready("digits")
-    before = pod_uids(tenant)
+    before, former = pod_uids(tenant), holder(cluster)
     generation = tenant.get("deployment", "digits-v1")["metadata"]["generation"]  # type: ignore[index]
     try:
         install(
             cluster, "artifacts.image=example.com/another-artifacts:9", "triton.image=example.com/another-triton:9",
             "exporter.image=example.com/another-exporter:9", "imagePullPolicy=Always", "podAnnotations.upgrade=yes",
         )  # fmt: skip
-        # Make it look at the object anew, and give it time to do harm.
-        tenant.kubectl("annotate", "mdep", "digits", "look=again")
-        time.sleep(5)
+        next_holder(tenant, former)
+        # The new one does act: the version that is listed now gets its Job, with the new image.
+        tenant.apply(deployment(tenant, entries))
+        tenant.wait(lambda: json.dumps(tenant.list("jobs")), lambda jobs: "example.com/another-exporter:9" in jobs, 30)
+        tenant.wait_ready("digits", "Serving")
         assert answers(tenant, 5) == {"1": 5}
         assert pod_uids(tenant) == before
         assert tenant.get("deployment", "digits-v1")["metadata"]["generation"] == generation  # type: ignore[index]
-        assert tenant.condition("digits")["status"] == "True"
     finally:
         install(cluster)
 
@@ -147,15 +169,20 @@ def test_of_two_operators_one_acts_and_the_other_takes_over(tenant: Tenant) -> N
     tenant.wait_ready("digits")
     install(cluster, "replicas=2")
     try:
-        lease = ("-n", NAMESPACE, "get", "lease", "perch", "-o", "jsonpath={.spec.holderIdentity}")
-        holder = tenant.wait(lambda: cluster.kubectl(*lease).stdout, bool, 60)
-        kill_operator(tenant)
+        both = tenant.wait(lambda: operators(tenant), lambda found: len(found) == 2, 60)
+        by_pod = {process.environ()["PERCH_POD_NAME"]: process for process in both}
+        former = next_holder(tenant, "")
+        acting = by_pod.pop(former)
+        ((expected, standby),) = by_pod.items()
         began = time.monotonic()
-        cluster.kubectl("-n", NAMESPACE, "delete", "pod", holder, "--grace-period=0", "--force", "--wait=false")
-        taker = tenant.wait(lambda: cluster.kubectl(*lease).stdout, lambda now: now not in ("", holder), 60)
+        acting.kill()
+        # Gone with its pod, or its container would start again under the same name, which may have the Lease back at once.
+        cluster.kubectl("-n", NAMESPACE, "delete", "pod", former, "--grace-period=0", "--force", "--wait=false")
+        assert next_holder(tenant, former) == expected
         took = time.monotonic() - began
-        assert taker != holder
         print(f"takeover after SIGKILL: {took:.1f} s")
+        assert took < 20
+        assert standby.is_running(), "the one that stood by was not touched"
         assert answers(tenant, 5) == {"1": 5}
         tenant.apply(deployment(tenant, upload_digits(tenant)[:1], runtime={"replicas": 2, "terminationGracePeriodSeconds": 30}))
         tenant.wait(lambda: len(pod_uids(tenant)), lambda n: n == 2, 60)
