@@ -14,7 +14,7 @@ from pathlib import Path
 from perch_exporter.contract import Checkpoint, ExportRequest, Reason
 from perch_exporter.failure import StepFailed
 from perch_exporter.picture_samples import PICTURES_LIMIT
-from perch_exporter.samples import GOLDEN_LIMIT
+from perch_exporter.samples import GOLDEN_LIMIT, Golden, data_type_of, fits
 from perch_exporter.workspace import (
     ANSWERS,
     CALIBRATED,
@@ -32,6 +32,7 @@ from perch_exporter.workspace import (
 
 _OPTIONAL = {MODEL_DATA}
 REPORT_LIMIT = 8 * 2**20
+_MOST_SAMPLES = 64
 
 
 def handed_over(request: ExportRequest) -> dict[str, int]:
@@ -76,6 +77,22 @@ def inspect(folder: Path, limits: Mapping[str, int], step: str) -> None:
             raise rejected(f"{name} is not a regular file of its own", step)
         if not 0 < status.st_size <= limits[name]:
             raise rejected(f"{name} has {status.st_size:,} bytes, allowed are 1 to {limits[name]:,}", step)
+
+
+def inspect_golden(request: ExportRequest, golden: Golden) -> None:
+    """Raises OutputRejected where the golden samples are not of the version's inputs and outputs."""
+    if not 2 <= golden.samples <= _MOST_SAMPLES:
+        raise rejected(f"{golden.samples} golden samples, allowed are 2 to {_MOST_SAMPLES}")
+    for group, specs, tensors in (("inputs", request.inputs, golden.inputs), ("outputs", request.outputs, golden.outputs)):
+        if set(tensors) != {spec.name for spec in specs}:
+            raise rejected(f"golden {group} are {sorted(tensors)}, the version's {sorted(spec.name for spec in specs)}")
+        for spec in specs:
+            shape, data_type = tensors[spec.name].shape, data_type_of(tensors[spec.name])
+            if data_type is not spec.data_type:
+                raise rejected(f"golden {spec.name} is {data_type}, the version's {spec.data_type}")
+            stated = (golden.samples, *spec.shape)
+            if not fits(shape, stated):
+                raise rejected(f"golden {spec.name} has shape {list(shape)}, the version's is {list(stated)}")
 
 
 def rejected(why: str, step: str = "convert") -> StepFailed:

@@ -36,12 +36,12 @@ from perch_exporter.contract import (
 from perch_exporter.datasets import MOST_CALIBRATION, open_data_set
 from perch_exporter.detections import aligned
 from perch_exporter.failure import StepFailed
-from perch_exporter.handover import handed_over, inspect, rejected
+from perch_exporter.handover import handed_over, inspect, inspect_golden, rejected
 from perch_exporter.onnx_file import GraphFacts, look_at
 from perch_exporter.onnx_session import ask, open_session
 from perch_exporter.parity import Answers, judge
 from perch_exporter.report import ClassRow, Content, Seen, Timing, class_name, render
-from perch_exporter.samples import Array, Golden, load_golden
+from perch_exporter.samples import Array, Golden, load_answers, load_golden
 from perch_exporter.workspace import ANSWERS, CALIBRATED, FIGURES, GOLDEN, MODEL, OTHER, REFERENCE, REPORT, Workspace
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ def prove(request: ExportRequest, workspace: Workspace) -> None:
     inspect(workspace.output, handed_over(request), "convert")
     reference = _reference(workspace.output / REFERENCE)
     golden = load_golden(workspace.output / GOLDEN)
+    inspect_golden(request, golden)
     path = workspace.output / MODEL
     graph = look_at(path)
     session = _load(path)
@@ -86,7 +87,7 @@ def prove(request: ExportRequest, workspace: Workspace) -> None:
         checkpoint_bytes=workspace.checkpoint.stat().st_size,
         artifact_bytes=sum(file.stat().st_size for file in workspace.output.glob(f"{MODEL}*")),
         timing=Timing(golden.samples, reference.eager_seconds, whole.seconds),
-        answers=[(name, array, shown.actual[name]) for name, array in golden.outputs.items()],
+        answers=[(name, array, shown.actual[name]) for name, array in shown.reference.items()],
         classes=measured.classes if measured else (),
         seen=measured.seen if measured else _furthest(golden, shown),
     )
@@ -133,11 +134,12 @@ def _ask_all(request: ExportRequest, session: onnxruntime.InferenceSession, gold
     cases = [whole, _again(_case(request, session, _first(golden, _UNEVEN_BATCH + 1), _UNEVEN_BATCH, ""), whole)]
     if OTHER in handed_over(request):
         other = load_golden(output / OTHER)
+        inspect_golden(request, other)
         sizes = ", ".join(f"{name} of {list(array.shape[1:])}" for name, array in other.inputs.items())
         cases.append(_case(request, session, other, other.samples, f" with {sizes}"))
     if request.conversion.calibration is not None:
         inputs = open_data_set(workspace.object(CALIBRATION), request).pick(MOST_CALIBRATION).inputs
-        calibrated = Golden(inputs, load_golden(output / CALIBRATED).outputs)
+        calibrated = Golden(inputs, load_answers(output / CALIBRATED))
         cases.append(_case(request, session, calibrated, _CALIBRATED_BATCH, " of the calibration set"))
     return cases
 
@@ -247,16 +249,20 @@ class _Worst:
 
 
 def _side_by_side(request: ExportRequest, answers: Answers) -> Answers:
-    """Answers that can be shown element by element: detections of nearly one score change places."""
+    """Answers that can be shown element by element: of one kind, and detections in their partners' places."""
+    ours, theirs = answers.reference, answers.actual
+    alike = [name for name in ours if (ours[name].shape, ours[name].dtype) == (theirs[name].shape, theirs[name].dtype)]
     overlap = request.tolerance.minimum_iou
-    if overlap is None:
-        return answers
-    return replace(answers, actual=aligned(answers.reference, answers.actual, float(overlap)))
+    if overlap is not None and len(alike) == len(ours):
+        return replace(answers, actual=aligned(ours, theirs, float(overlap)))
+    return replace(answers, reference={name: ours[name] for name in alike}, actual={name: theirs[name] for name in alike})
 
 
 def _furthest(golden: Golden, answers: Answers) -> list[Seen]:
     """The golden samples with the largest differences."""
-    name, reference = next(iter(golden.outputs.items()))
+    if not answers.reference:
+        return []
+    name, reference = next(iter(answers.reference.items()))
     apart = np.abs(answers.actual[name].astype(np.float64) - reference).reshape(golden.samples, -1).max(axis=1)
     samples = next(iter(golden.inputs.values()))
     order = np.argsort(-apart, kind="stable")[:6]

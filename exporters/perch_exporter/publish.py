@@ -44,21 +44,18 @@ from perch_exporter.contract import (
     StepSeconds,
     Summary,
     Target,
-    TensorSpec,
     Tooling,
     Verdict,
 )
-from perch_exporter.handover import built, handed_over, inspect, proven, rejected
+from perch_exporter.handover import built, handed_over, inspect, inspect_golden, proven, rejected
 from perch_exporter.model_files import build_model_files
 from perch_exporter.parity import Answers, judge, within
 from perch_exporter.picture_samples import load_pictures
-from perch_exporter.samples import Golden, Tensors, data_type_of, fits, load_golden
+from perch_exporter.samples import Golden, load_golden
 from perch_exporter.store import Store, open_store, repository_credentials
 from perch_exporter.workspace import FIGURES, GOLDEN, MODEL, MODEL_DATA, PICTURES, PLAN, PLAN_FIGURES, REPORT, Workspace
 
 log = logging.getLogger(__name__)
-
-_MOST_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -161,8 +158,7 @@ def inspect_output(request: ExportRequest, workspace: Workspace) -> Found:
     except ValidationError as error:
         raise rejected(f"{FIGURES}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
     golden = load_golden(workspace.output / GOLDEN)
-    _inspect_tensors("inputs", request.inputs, golden.inputs, golden.samples)
-    _inspect_tensors("outputs", request.outputs, golden.outputs, golden.samples)
+    inspect_golden(request, golden)
     if request.preprocessing:
         load_pictures(workspace.output / PICTURES, golden.samples)
     _judge_again(figures, golden, request)
@@ -182,20 +178,6 @@ def _inspect_plan(request: ExportRequest, workspace: Workspace) -> PlanFigures |
     if figures.parity.verdict is not Verdict.PASSED or not within(figures.parity, request.tolerance):
         raise rejected(f"the plan's figures do not pass: {figures.parity.message}", "build")
     return figures
-
-
-def _inspect_tensors(group: str, specs: tuple[TensorSpec, ...], tensors: Tensors, samples: int) -> None:
-    if set(tensors) != {spec.name for spec in specs}:
-        raise rejected(f"golden {group} are {sorted(tensors)}, the version's {sorted(spec.name for spec in specs)}")
-    if not 2 <= samples <= _MOST_SAMPLES:
-        raise rejected(f"{samples} golden samples, allowed are 2 to {_MOST_SAMPLES}")
-    for spec in specs:
-        shape, data_type = tensors[spec.name].shape, data_type_of(tensors[spec.name])
-        if data_type is not spec.data_type:
-            raise rejected(f"golden {spec.name} is {data_type}, the version's {spec.data_type}")
-        stated = (samples, *spec.shape)
-        if not fits(shape, stated):
-            raise rejected(f"golden {spec.name} has shape {list(shape)}, the version's is {list(stated)}")
 
 
 def _judge_again(figures: Figures, golden: Golden, request: ExportRequest) -> None:

@@ -154,7 +154,24 @@ def save_golden(golden: Golden, path: Path) -> None:
 
 
 def load_golden(path: Path) -> Golden:
-    """Raises OutputRejected where the file is anything else than arrays of numbers stored plainly under the two groups."""
+    """Raises OutputRejected where the file is anything else than `load_answers` says, with one row for each sample everywhere."""
+    groups = _load(path)
+    for group, arrays in groups.items():
+        if not arrays:
+            raise _rejected(f"there are no {group}")
+    counts = {f"{group}/{name}": len(array) for group, arrays in groups.items() for name, array in arrays.items()}
+    if len(set(counts.values())) > 1:
+        rows = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+        raise _rejected(f"its arrays are of unequally many samples: {rows}")
+    return Golden(**groups)
+
+
+def load_answers(path: Path) -> Tensors:
+    """Answers whose samples lie elsewhere. Raises OutputRejected where the file is not plainly stored arrays of numbers."""
+    return _load(path)["outputs"]
+
+
+def _load(path: Path) -> dict[str, dict[str, Array]]:
     groups: dict[str, dict[str, Array]] = {"inputs": {}, "outputs": {}}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -173,7 +190,7 @@ def load_golden(path: Path) -> Golden:
                 groups[group][name] = array
     except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, NotImplementedError) as error:
         raise _rejected(f"{type(error).__name__}: {error}") from error
-    return Golden(**groups)
+    return groups
 
 
 def _rejected(why: str) -> StepFailed:

@@ -220,11 +220,11 @@ def nested_json(name: str, content: bytes) -> bytes:
 # --- ONNX --------------------------------------------------------------------------------------------------------------------
 
 
-def network(**parts: Any) -> onnx.ModelProto:
-    """image [N, 1, 28, 28] to logits [N, 10]; `parts`: nodes in place of its own, initializers and functions beside them."""
+def network(classes: int = 10, **parts: Any) -> onnx.ModelProto:
+    """image [N, 1, 28, 28] to logits [N, classes]; `parts`: nodes in place of its own, initializers and functions beside them."""
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 1, 28, 28])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 10])
-    matrix = np.random.default_rng(0).standard_normal((784, 10)).astype(np.float32)
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes])
+    matrix = np.random.default_rng(0).standard_normal((784, classes)).astype(np.float32)
     nodes = parts.get("nodes") or [
         helper.make_node("Flatten", ["image"], ["flat"]),
         helper.make_node("MatMul", ["flat", "w"], ["logits"]),
@@ -634,6 +634,37 @@ CASES = [
         REJECTED,
         "compressed",
     ),
+    Case(
+        "golden samples that are none",
+        late("import numpy as np", "np.savez(output / 'golden.npz')"),
+        "prove",
+        REJECTED,
+        "there are no inputs",
+    ),
+    Case(
+        "more golden answers than samples",
+        late(
+            "import numpy as np",
+            "made = dict(np.load(output / 'golden.npz'))",
+            "made['outputs/logits'] = np.concatenate([made['outputs/logits'], made['outputs/logits']])",
+            "np.savez(output / 'golden.npz', **made)",
+        ),
+        "prove",
+        REJECTED,
+        "inputs/image 16, outputs/logits 32",
+    ),
+    Case(
+        "golden answers to what was not asked",
+        late(
+            "import numpy as np",
+            "made = dict(np.load(output / 'golden.npz'))",
+            "np.savez(output / 'golden.npz', **made, **{'outputs/more': made['outputs/logits']})",
+        ),
+        "prove",
+        REJECTED,
+        "golden outputs are ['logits', 'more']",
+    ),
+    Case("a model of eleven classes", swapped(lambda: network(11)), "prove", Reason.PARITY_FAILED, "has shape [16, 11]"),
     Case("another model", swapped(network), "prove", Reason.PARITY_FAILED, "does not answer as"),
     Case(
         "a model with weights in two places",

@@ -107,6 +107,20 @@ def another_network(export: Export) -> None:
     onnx.save(model, export.output / MODEL)
 
 
+def a_class_more(export: Export) -> None:
+    """The last layer gets a row more: what a swapped or wrongly cut network looks like."""
+    model = onnx.load(export.output / MODEL)
+    bias = next(weight for weight in model.graph.initializer if list(weight.dims) == [10])
+    matrix = next(weight for weight in model.graph.initializer if len(weight.dims) == 2 and 10 in weight.dims)
+    for weight in (bias, matrix):
+        array = onnx.numpy_helper.to_array(weight)
+        axis = array.shape.index(10)
+        last = np.take(array, [0], axis)
+        weight.CopyFrom(onnx.numpy_helper.from_array(np.concatenate([array, last], axis), weight.name))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 11
+    onnx.save(model, export.output / MODEL)
+
+
 def own_figures(export: Export) -> None:
     (export.output / FIGURES).write_text('{"parity": {"verdict": "Passed"}}')
 
@@ -144,6 +158,12 @@ def answers(array: Any) -> Callable[[Export], None]:
 
 HOSTILE: dict[str, tuple[Callable[[Export], object], Reason, str]] = {
     "a model of another network": (another_network, Reason.PARITY_FAILED, "largest error"),
+    "a model of a class more": (a_class_more, Reason.PARITY_FAILED, r"logits has shape \[16, 11\]"),
+    "answers of a class more": (
+        golden_of(lambda array: np.concatenate([array, array[:, :1]], axis=1)),
+        Reason.OUTPUT_REJECTED,
+        r"golden logits has shape \[16, 11\]",
+    ),
     "figures of its own": (own_figures, Reason.OUTPUT_REJECTED, "unexpected"),
     "a report of its own": (own_report, Reason.OUTPUT_REJECTED, "unexpected"),
     "weights in another file": (weights_elsewhere, Reason.OUTPUT_REJECTED, "other files"),
@@ -168,9 +188,12 @@ def test_what_convert_hands_over_is_not_believed(name: str, export: Export) -> N
     assert not (export.workspace.proof / FIGURES).exists()
 
 
-def test_a_failed_gate_leaves_a_report_that_shows_why_and_no_figures(export: Export) -> None:
-    another_network(export)
-    with pytest.raises(StepFailed, match="largest error"):
+@pytest.mark.parametrize(("change", "says"), [(another_network, "largest error"), (a_class_more, "has shape")])
+def test_a_failed_gate_leaves_a_report_that_shows_why_and_no_figures(
+    change: Callable[[Export], None], says: str, export: Export
+) -> None:
+    change(export)
+    with pytest.raises(StepFailed, match=says):
         export.prove()
     assert "Failed" in (export.workspace.proof / REPORT).read_text()
     assert not (export.workspace.proof / FIGURES).exists()

@@ -352,8 +352,12 @@ REJECTED: list[tuple[str, Callable[[Place], None], str]] = [
     ("golden answers that are NaN", _golden(logits=np.full((4, 10), np.nan, np.float32)), "prove nothing"),
     ("golden answers of another shape", _golden(logits=np.ones((4, 11), np.float32)), r"\[4, 11\]"),
     ("golden inputs of another shape", _golden(image=np.ones((4, 28, 28), np.float32)), r"\[4, 28, 28\]"),
-    ("more answers than samples", _golden(logits=np.ones((5, 10), np.float32)), r"\[5, 10\]"),
-    ("a single sample", _golden(image=np.ones((1, 1, 28, 28), np.float32)), "1 golden samples"),
+    ("more answers than samples", _golden(logits=np.ones((5, 10), np.float32)), "outputs/logits 5"),
+    (
+        "a single sample",
+        _golden(image=np.ones((1, 1, 28, 28), np.float32), logits=np.ones((1, 10), np.float32)),
+        "1 golden samples",
+    ),
 ]
 
 

@@ -98,6 +98,13 @@ def _boasting() -> bytes:
         pytest.param(_npz(inputs__image=np.float32(3)), "dimension for samples", id="no samples' dimension"),
         pytest.param(_npz(secrets__image=np.zeros(3, np.float32)), "secrets/image", id="another group"),
         pytest.param(_npz(image=np.zeros(3, np.float32)), "neither of inputs", id="no group"),
+        pytest.param(_npz(), "no inputs", id="nothing at all"),
+        pytest.param(_npz(inputs__image=np.zeros(3, np.float32)), "no outputs", id="questions without answers"),
+        pytest.param(
+            _npz(inputs__image=np.zeros(3, np.float32), outputs__y=np.zeros(4, np.float32)),
+            "inputs/image 3, outputs/y 4",
+            id="more answers than samples",
+        ),
         pytest.param(_compressed(), "compressed", id="what unpacks to more than it is"),
     ],
 )
