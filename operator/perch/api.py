@@ -1589,7 +1589,7 @@ class NetworkPolicy(Model):
 
 
 class Builder(Model):
-    """How export Jobs run. Mutable; a change concerns later Jobs only."""
+    """How export Jobs run. Mutable; a change concerns later Jobs, and an export that had failed is tried again at once."""
 
     tensorrt_image: Image | None = Field(
         None,
@@ -1836,6 +1836,7 @@ class VersionStatus(StatusModel):
     weight: Int32 = Field(0, description="Percent of the traffic.")
     attempts: Int32 = Field(0, description="Exports that failed for a passing reason.")
     retry_at: Time | None = Field(None, description="When the export is tried again.")
+    export_hash: str | None = Field(None, description="Hash of the Job that failed: with another the export is tried again.")
     drained_at: Time | None = Field(None, description="When the version got its last traffic.")
     message: str | None = Field(None, description="What the children say.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from perch.api import GROUP, Spec, Version
@@ -19,6 +20,7 @@ SELECTOR = f"{LABEL_MANAGED_BY}={FIELD_MANAGER},{LABEL_OWNER}"
 
 ANNOTATION_REVISION = f"{GROUP}/artifact-revision"
 ANNOTATION_SERVING_HASH = f"{GROUP}/serving-hash"
+ANNOTATION_EXPORT_HASH = f"{GROUP}/export-hash"
 ANNOTATION_REQUEST = f"{GROUP}/request"
 
 
@@ -32,6 +34,15 @@ def artifact_revision(entry: Version) -> str:
     Values equal to their default do not count, so that a release of Perch which adds a field re-exports nothing.
     """
     return _digest(entry.model_dump(mode="json", by_alias=True, exclude_defaults=True))[:8]
+
+
+def export_hash(job_spec: Mapping[str, Any]) -> str:
+    """Twelve hex digits over all that an export Job is made of: what failed with one hash may do better with another.
+
+    Of the whole Job, Perch's own images too: the remedy of a failure may stand in `builder`, in `runtime` or in a release. What
+    was published is not made anew for it.
+    """
+    return _digest(job_spec)[:12]
 
 
 def serving_hash(revision: str, artifact_digest: str, spec: Spec) -> str:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from perch.builders.route import read_weights
 from perch.cache import Cache, Key
 from perch.kube import AUTOSCALER, BUDGET, DEPLOYMENT, JOB, POD, POLICY, ROUTE, SERVICE, Kind
-from perch.names import ANNOTATION_REVISION, ANNOTATION_SERVING_HASH, LABEL_COMPONENT, LABEL_VERSION
+from perch.names import ANNOTATION_EXPORT_HASH, ANNOTATION_REVISION, ANNOTATION_SERVING_HASH, LABEL_COMPONENT, LABEL_VERSION
 from perch.observed import JobFacts, JobState, Observed, PodTrouble, RouteFacts, ServingFacts
 from perch_exporter.contract import Outcome, Reason, Summary
 
@@ -76,6 +76,7 @@ def job_facts(job: Raw, pods: Iterable[Raw]) -> JobFacts:
         name=job["metadata"]["name"],
         revision=_revision(job),
         version=_version(job),
+        export_hash=job["metadata"].get("annotations", {}).get(ANNOTATION_EXPORT_HASH),
         state=state,
         summary=_summary(newest) if newest else None,
         words=words,

@@ -50,6 +50,8 @@ class JobFacts:
     revision: str
     state: JobState
     version: int | None = None
+    export_hash: str | None = None
+    """What the Job is made of; none for a cleanup."""
     summary: Summary | None = None
     words: str | None = None
     finished_at: datetime | None = None

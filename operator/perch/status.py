@@ -129,7 +129,7 @@ def _stalled(facts: VersionFacts, *, deadline: bool) -> Verdict | None:
             "Stalled",
             "ExportFailed",
             f"version {number} cannot be exported: {said}. What served goes on serving; mend the checkpoint or its entry and "
-            "list it under a new version number",
+            "list it under a new version number, or mend what builder or runtime says of it, and it is tried again",
         )
     if deadline and facts.deadline_exceeded and not facts.rolled:
         return Verdict("Stalled", "ProgressDeadlineExceeded", f"version {number} does not become ready: {said}")

@@ -17,11 +17,13 @@ from perch.builders import CONTAINER_SECURITY, POD_SECURITY, SMALL, build_metada
 from perch.builders.autoscaler import amount
 from perch.builders.store import ca_env, ca_mount, ca_volume, credentials_env
 from perch.names import (
+    ANNOTATION_EXPORT_HASH,
     ANNOTATION_REQUEST,
     ANNOTATION_REVISION,
     artifact_uri,
     child_labels,
     cleanup_job_name,
+    export_hash,
     export_job_name,
 )
 from perch.observed import Identity, Installation
@@ -194,7 +196,7 @@ def build_export_job(identity: Identity, spec: Spec, entry: Version, revision: s
         mounts(("state", True), ("output", True), ("proof", True), *([("plan", True)] if plan else [])) + ca,
     )  # fmt: skip
     labels = child_labels(identity.name, "export", entry.version)
-    return _job(
+    job = _job(
         identity,
         export_job_name(identity.name, entry.version, revision),
         labels,
@@ -208,6 +210,8 @@ def build_export_job(identity: Identity, spec: Spec, entry: Version, revision: s
         # Passing trouble too: the planner tries again later, with growing delays and the reason in a condition.
         fail_at_once=[contract.EXIT_PERMANENT, contract.EXIT_PASSING],
     )
+    job["metadata"]["annotations"][ANNOTATION_EXPORT_HASH] = export_hash(job["spec"])
+    return job
 
 
 def build_cleanup_job(identity: Identity, spec: Spec, version: int, revision: str, installation: Installation) -> dict[str, Any]:

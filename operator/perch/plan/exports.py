@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from perch.api import AccuracyStatus, ParityStatus, Phase, TensorRTStatus, Version, VersionStatus
 from perch.builders.jobs import build_export_job
 from perch.builders.network import build_export_policy
-from perch.names import artifact_revision, export_policy_name
+from perch.names import ANNOTATION_EXPORT_HASH, artifact_revision, export_policy_name
 from perch.observed import JobFacts, JobState, matches
 from perch.plan.context import Apply, Context, Delete, say_invalid
 from perch.status import format_time, parse_time
@@ -62,40 +62,52 @@ def plan_export(ctx: Context, entry: Version) -> VersionStatus:
         return known.model_copy(update={"phase": Phase.PUBLISHED, "message": None, "retry_at": None, "attempts": 0})
 
     job = ctx.observed.export_of(entry.version, revision)
-    if job is None:
-        return _start_export(ctx, entry, known)
+    if job is None or job.state is JobState.FAILED:
+        return _export(ctx, entry, known, job)
     if job.state is JobState.RUNNING:
-        return known.model_copy(update={"phase": Phase.EXPORTING, "message": job.words, "retry_at": None})
+        return _under_way(known, job.words)
     if job.state is JobState.SUCCEEDED and job.summary is not None and job.summary.artifact_digest is not None:
         return _published(known, job.summary)
-    if job.state is JobState.SUCCEEDED:
-        # The Job is done but nobody can say what it published: run it again, the repository answers at once.
-        since = job.finished_at or ctx.now
-        if ctx.now < since + LAST_WORDS:
-            ctx.wakes.append(since + LAST_WORDS)
-        else:
-            ctx.actions.append(Delete("Job", job.name))
-        return known
-    return _failed_export(ctx, known, job)
+    # The Job is done but nobody can say what it published: run it again, the repository answers at once.
+    since = job.finished_at or ctx.now
+    if ctx.now < since + LAST_WORDS:
+        ctx.wakes.append(since + LAST_WORDS)
+    else:
+        ctx.actions.append(Delete("Job", job.name))
+    return known
 
 
-def _start_export(ctx: Context, entry: Version, known: VersionStatus) -> VersionStatus:
-    if known.phase is Phase.FAILED:
+def _export(ctx: Context, entry: Version, known: VersionStatus, failed: JobFacts | None) -> VersionStatus:
+    """Nothing runs: start the export, or say why not. A failure holds for the Job that failed, not for one of other things."""
+    try:
+        job = build_export_job(ctx.identity, ctx.spec, entry, known.artifact_revision, ctx.installation)
+    except ValidationError as refused:
+        message = say_invalid(refused, f"versions[{entry.version}]")
+        return known.model_copy(update={"phase": Phase.FAILED, "message": message, "retry_at": None, "export_hash": None})
+    made_of = job["metadata"]["annotations"][ANNOTATION_EXPORT_HASH]
+    if failed is not None and failed.export_hash == made_of:
+        return _failed_export(ctx, known, failed)
+    if known.phase is Phase.FAILED and known.export_hash == made_of:
         if known.retry_at is None:
             return known
         due = parse_time(known.retry_at)
         if ctx.now < due:
             ctx.wakes.append(due)
             return known
-    try:
-        job = build_export_job(ctx.identity, ctx.spec, entry, known.artifact_revision, ctx.installation)
-    except ValidationError as refused:
-        return known.model_copy(update={"phase": Phase.FAILED, "message": say_invalid(refused, f"versions[{entry.version}]")})
+    elif known.phase is Phase.FAILED:
+        known = known.model_copy(update={"attempts": 0})
+    if failed is not None:
+        # Its name is taken until it is gone; its end wakes us, and then the next one starts.
+        ctx.actions.append(Delete("Job", failed.name))
+        return _under_way(known)
     if not _confined(ctx):
-        waiting = "waiting until the NetworkPolicy that builder.networkPolicy asks for is there"
-        return known.model_copy(update={"phase": Phase.EXPORTING, "message": waiting, "retry_at": None})
+        return _under_way(known, "waiting until the NetworkPolicy that builder.networkPolicy asks for is there")
     ctx.actions.append(Apply(job))
-    return known.model_copy(update={"phase": Phase.EXPORTING, "message": None, "retry_at": None})
+    return _under_way(known)
+
+
+def _under_way(known: VersionStatus, message: str | None = None) -> VersionStatus:
+    return known.model_copy(update={"phase": Phase.EXPORTING, "message": message, "retry_at": None, "export_hash": None})
 
 
 def _published(known: VersionStatus, summary: Summary) -> VersionStatus:
@@ -119,6 +131,7 @@ def _published(known: VersionStatus, summary: Summary) -> VersionStatus:
             "message": None,
             "retry_at": None,
             "attempts": 0,
+            "export_hash": None,
         }
     )
 
@@ -146,7 +159,9 @@ def _failed_export(ctx: Context, known: VersionStatus, job: JobFacts) -> Version
         return known
     message = f"{error.step.value}: {error.message} ({error.reason.value})" if error else job.words or "the export Job failed"
     if error is not None and not error.retryable:
-        return known.model_copy(update={"phase": Phase.FAILED, "message": message, "retry_at": None})
+        return known.model_copy(
+            update={"phase": Phase.FAILED, "message": message, "retry_at": None, "export_hash": job.export_hash}
+        )
     if known.phase is Phase.FAILED and known.retry_at is not None:
         due = parse_time(known.retry_at)
         if ctx.now < due:
@@ -163,5 +178,6 @@ def _failed_export(ctx: Context, known: VersionStatus, job: JobFacts) -> Version
             "message": message,
             "retry_at": format_time(due),
             "attempts": known.attempts + 1,
+            "export_hash": job.export_hash,
         }
     )

@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 
+from perch.builders.jobs import build_export_job
 from perch.cache import Cache
 from perch.execute import execute
 from perch.kube import DEPLOYMENT, ApiError
+from perch.names import ANNOTATION_EXPORT_HASH
 from perch.observe import job_facts, observe, pod_trouble, pod_words, route_facts, serving_facts
 from perch.observed import Identity, PodTrouble, matches
 from perch.plan import Apply, Delete
 from perch.reconcile import Queue
 from perch_exporter.contract import ErrorReport, Outcome, Reason, Step, Summary
+from tests.unit.operator.world import INSTALLATION, spec
 
 IDENTITY = Identity("vision", "digits", "uid-1", 1, "1")
 PARENT = {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "gateway", "namespace": "gateways"}
@@ -217,6 +220,14 @@ TOO_LATE = {
 def test_an_export_jobs_words(job: dict[str, Any], pods: list[dict[str, Any]], words: str | None) -> None:
     said = job_facts(job, pods).words
     assert words in said if words and said else said == words
+
+
+def test_what_an_export_was_made_of_is_read_back_from_its_job() -> None:
+    asked = spec(1, builder={"nodeSelector": {"disk": "fast"}})
+    job = build_export_job(IDENTITY, asked, asked.versions[0], "0123abcd", INSTALLATION)
+    seen = job_facts({**job, "metadata": {**job["metadata"], "uid": "job-1"}}, [])
+    assert seen.export_hash == job["metadata"]["annotations"][ANNOTATION_EXPORT_HASH]
+    assert job_facts(export_job(), []).export_hash is None
 
 
 MISMATCH = Summary(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from perch.api import Phase
 from perch.names import FINALIZER, artifact_revision, cleanup_job_name, export_job_name
-from perch.plan import Apply, SetFinalizer
+from perch.observed import JobState
+from perch.plan import Apply, Delete, SetFinalizer
 from perch.plan.exports import BACKOFF
 from perch.status import build_events, with_failures
 from perch_exporter.contract import Reason, Tooling
@@ -259,6 +261,92 @@ def test_a_bad_checkpoint_stalls_and_is_not_retried_even_when_its_job_is_gone() 
     assert world.step().wake_at is None
 
 
+GPU = {"limits": {"nvidia.com/gpu": 1}}
+TENSORRT: dict[str, Any] = {
+    "versions": [entry(1, conversion={"target": "TensorRT"})],
+    "builder": {"tensorrtImage": "perch-tensorrt:25.10", "resources": GPU},
+    "runtime": {"image": "triton:25.10", "tensorrtVersion": "10.13.3.9", "resources": GPU},
+}
+REMEDIES = {
+    "another image to build by": {"builder": {**TENSORRT["builder"], "tensorrtImage": "perch-tensorrt:25.12"}},
+    "the version that the runtime has": {"runtime": {**TENSORRT["runtime"], "tensorrtVersion": "10.14.1.48"}},
+    "more memory": {"builder": {**TENSORRT["builder"], "resources": {"limits": {"nvidia.com/gpu": 1, "memory": "32Gi"}}}},
+    "a node with a GPU": {"builder": {**TENSORRT["builder"], "nodeSelector": {"gpu": "yes"}}},
+}
+
+
+@pytest.mark.parametrize("stands", [True, False], ids=["its Job stands", "its Job is gone"])
+@pytest.mark.parametrize("remedy", REMEDIES)
+def test_a_failure_that_builder_or_runtime_may_mend_is_tried_again_with_another(remedy: str, stands: bool) -> None:
+    world = World(spec(1, **TENSORRT))
+    world.step()
+    world.fail(job_of(world, 1), Reason.TENSORRT_MISMATCH, "10.14.1.48, not 10.13.3.9")
+    world.step()
+    assert world.ready_condition() == ("False", "ExportFailed")
+    if not stands:
+        world.jobs.clear()
+    change(world, 1, **TENSORRT | REMEDIES[remedy])
+    world.step()
+    if stands:
+        assert not world.jobs, "the name is taken until the failed Job is gone"
+        world.step()
+    assert world.jobs[job_of(world, 1)].state is JobState.RUNNING
+    assert world.phase(1) is Phase.EXPORTING
+    world.fail(job_of(world, 1), Reason.TENSORRT_MISMATCH, "still not")
+    world.step()
+    assert world.ready_condition() == ("False", "ExportFailed")
+    world.now += timedelta(days=1)
+    assert world.step().actions == (), "and with nothing else no third time"
+
+
+def test_a_failed_export_that_is_to_be_tried_again_survives_the_operators_death() -> None:
+    world = World(spec(1, **TENSORRT))
+    world.step()
+    world.fail(job_of(world, 1), Reason.TENSORRT_MISMATCH)
+    world.step()
+    change(world, 1, **TENSORRT | REMEDIES["more memory"])
+    world.step(writes=1)
+    assert not world.jobs, "the Job is deleted, and the status knows nothing of it"
+    assert world.phase(1) is Phase.FAILED
+    world.step(writes=1)
+    assert world.jobs[job_of(world, 1)].state is JobState.RUNNING
+    world.settle()
+    known = world.status.of(1)
+    assert known is not None
+    assert (known.phase, known.export_hash, known.attempts) == (Phase.SERVING, None, 0)
+
+
+def test_a_change_that_has_no_part_in_the_job_tries_no_failed_export_again() -> None:
+    world = World(spec(1))
+    world.step()
+    world.fail(job_of(world, 1), Reason.CHECKSUM_MISMATCH)
+    world.step()
+    change(world, 1, runtime={"replicas": 3, "env": [{"name": "A", "value": "b"}]})
+    assert world.step().actions == ()
+    assert world.ready_condition() == ("False", "ExportFailed")
+
+
+def test_a_running_export_is_left_alone_whatever_builder_says_meanwhile() -> None:
+    world = World(spec(1))
+    world.step()
+    change(world, 1, builder={"nodeSelector": {"disk": "fast"}})
+    assert not any(isinstance(action, Delete) for action in world.step().actions)
+
+
+def test_passing_trouble_is_tried_again_at_once_where_the_job_would_be_another() -> None:
+    world = World(spec(1))
+    world.step()
+    world.fail(job_of(world, 1), Reason.ACCESS_DENIED)
+    world.step()
+    change(world, 1, repository={"uri": "s3://models/prod", "credentialsSecretRef": {"name": "another"}})
+    world.step()
+    world.step()
+    assert world.jobs[job_of(world, 1)].state is JobState.RUNNING
+    known = world.status.of(1)
+    assert known is not None
+    assert known.attempts == 0
+
+
 def test_a_bad_canary_stalls_while_stable_goes_on_serving() -> None:
     world = running(1)
     change(world, 1, 2, canary=2)
@@ -311,10 +399,8 @@ def test_a_number_used_again_for_other_content_is_refused_while_its_former_pods_
 
 
 def test_a_plan_is_given_to_no_other_tensorrt_and_what_served_goes_on() -> None:
-    gpu = {"limits": {"nvidia.com/gpu": 1}}
-    runtime = {"image": "triton:25.10", "tensorrtVersion": "10.13.3.9", "resources": gpu}
-    builder = {"tensorrtImage": "perch-tensorrt:25.10", "resources": gpu}
-    asked = {"versions": [entry(1, conversion={"target": "TensorRT"})], "builder": builder}
+    runtime = TENSORRT["runtime"]
+    asked = {name: TENSORRT[name] for name in ("versions", "builder")}
     world = World(spec(1, runtime=runtime, **asked))
     world.tooling = Tooling(
         torch="2.15.0", onnx="1.23.2", onnxruntime="1.31.1", opset=18, tensorrt="10.13.3.9", compute_capability="9.0"

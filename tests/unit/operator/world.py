@@ -14,7 +14,7 @@ from typing import Any
 from perch.api import GROUP, Phase, Spec, Status, Tally
 from perch.builders.route import read_weights
 from perch.evidence import Batch, Gathered
-from perch.names import ANNOTATION_REVISION, ANNOTATION_SERVING_HASH, LABEL_COMPONENT, LABEL_VERSION
+from perch.names import ANNOTATION_EXPORT_HASH, ANNOTATION_REVISION, ANNOTATION_SERVING_HASH, LABEL_COMPONENT, LABEL_VERSION
 from perch.observed import Identity, Installation, JobFacts, JobState, Observed, RouteFacts, ServingFacts
 from perch.plan import Apply, Delete, Plan, Scale, SetFinalizer, plan
 from perch_exporter.contract import Accuracy, ErrorReport, Outcome, Reason, Step, Summary, Tooling
@@ -267,8 +267,16 @@ class World:
     def _apply_job(self, body: dict[str, Any], meta: dict[str, Any]) -> None:
         assert self.namespace_terminating is False
         version = int(meta["labels"][LABEL_VERSION])
+        annotations = meta["annotations"]
         self.jobs.setdefault(
-            meta["name"], JobFacts(meta["name"], meta["annotations"][ANNOTATION_REVISION], JobState.RUNNING, version)
+            meta["name"],
+            JobFacts(
+                meta["name"],
+                annotations[ANNOTATION_REVISION],
+                JobState.RUNNING,
+                version,
+                annotations.get(ANNOTATION_EXPORT_HASH),
+            ),
         )
 
     def _apply_deployment(self, body: dict[str, Any], meta: dict[str, Any]) -> None:
