@@ -237,6 +237,11 @@ class TensorSpec(_Contract):
         return self
 
     @property
+    def is_vector(self) -> bool:
+        """Whether it is more than one fractional number for each sample: something that points somewhere."""
+        return self.data_type in (DataType.FP32, DataType.FP16) and any(size != 1 for size in self.shape)
+
+    @property
     def is_image(self) -> bool:
         """Whether it is a colour image of one size, channels first."""
         return self.data_type is DataType.FP32 and len(self.shape) == 3 and self.shape[0] == 3 and -1 not in self.shape
@@ -281,6 +286,7 @@ class ParityLimits(_Contract):
     absolute_tolerance: Tolerance | None = None
     relative_tolerance: Tolerance | None = None
     minimum_top1_agreement: Share | None = None
+    minimum_cosine: Share | None = None
 
     @model_validator(mode="after")
     def _positive(self) -> Self:
@@ -297,6 +303,8 @@ class ParityTolerance(_Contract):
     relative_tolerance: Tolerance = "1e-3"
     minimum_top1_agreement: Share | None = None
     """Of outputs that are one row of class scores for each sample; not judged where it is None."""
+    minimum_cosine: Share | None = None
+    """Between the two vectors of any sample, less the centre that all samples share; not judged where it is None."""
     minimum_iou: Share | None = None
     """Of detections, which are judged by another rule: the overlap at which two boxes are the same."""
 
@@ -312,6 +320,10 @@ class ParityTolerance(_Contract):
     def top1(self) -> float:
         return float(self.minimum_top1_agreement or 0)
 
+    @property
+    def cosine(self) -> float:
+        return float(self.minimum_cosine or 0)
+
 
 # FP16: untrained networks of torchvision, conditioned worse than trained ones, came to 0.1 % to 3 % of the spread.
 _DEFAULT_TOLERANCE = {
@@ -319,6 +331,10 @@ _DEFAULT_TOLERANCE = {
     Precision.FP16: ParityTolerance(absolute_tolerance="5e-2", relative_tolerance="5e-2"),
     Precision.INT8: ParityTolerance(absolute_tolerance="0.25", relative_tolerance="0.25", minimum_top1_agreement="0.9"),
 }
+
+
+# Of a resnet18's features FP16 came to 0.99999 and INT8 to 0.98, untrained; trained, which is easier, to more.
+_FEATURES_COSINE = {Precision.FP32: "0.999", Precision.FP16: "0.99", Precision.INT8: "0.95"}
 
 
 # Which of two boxes survives hangs on a limit, so a few of a thousand may be others; the boxes themselves hardly move.
@@ -602,6 +618,14 @@ class ExportRequest(_Contract):
             raise ValueError("verification.accuracy judges classes: the first output needs the shape [classes]")
         return self
 
+    @model_validator(mode="after")
+    def _vectors_to_compare(self) -> Self:
+        if self.verification.parity.minimum_cosine is not None and not any(tensor.is_vector for tensor in self.outputs):
+            raise ValueError(
+                "verification.parity.minimumCosine compares vectors: it needs an output of more than one FP32 or FP16"
+            )
+        return self
+
     @property
     def detects(self) -> bool:
         return self.architecture is not None and self.architecture.name in DETECTORS
@@ -622,6 +646,11 @@ class ExportRequest(_Contract):
             )
         if self.architecture and self.architecture.layer is not None:
             raise ValueError(f"architecture.layer is not for {self.architecture}, which answers with detections")
+        if self.verification.parity.minimum_top1_agreement or self.verification.parity.minimum_cosine:
+            raise ValueError(
+                f"verification.parity.minimumTop1Agreement and minimumCosine are not for {self.architecture}, whose "
+                "detections are judged one by one"
+            )
         if self.conversion.precision is not Precision.FP32:
             raise ValueError(f"{self.architecture} is exported in FP32 alone, not in {self.conversion.precision}")
         if self.for_tensorrt:
@@ -633,8 +662,10 @@ class ExportRequest(_Contract):
         """The limits that stand in the request, and for the rest those of the precision."""
         given: dict[str, Any] = self.verification.parity.model_dump(by_alias=False, exclude_none=True)
         if self.architecture is not None and self.architecture.layer is not None:
-            # Features of a layer are no scores: which is the largest says nothing.
-            given = {"minimum_top1_agreement": None} | given
+            # Features of a layer are no scores: which is the largest says nothing, and where they point says all.
+            pointing = any(tensor.is_vector for tensor in self.outputs)
+            cosine = _FEATURES_COSINE[self.conversion.precision] if pointing else None
+            given = {"minimum_top1_agreement": None, "minimum_cosine": cosine} | given
         if self.detects:
             given = _DETECTIONS_TOLERANCE | given
         return _DEFAULT_TOLERANCE[self.conversion.precision].model_copy(update=given)
@@ -679,6 +710,7 @@ class Parity(_Contract):
     spread: Figure | None = None
     max_relative_error: Figure | None = None
     top1_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
 
 
 class Confused(_Contract):

@@ -501,6 +501,12 @@ class Parity(Model):
         'to 1; if omitted "0.9" for INT8, and not judged otherwise. For outputs that are scores, [classes]: where INT8 serves '
         'features of an ONNX file, write "0".',
     )
+    minimum_cosine: Share | None = Field(
+        None,
+        description="Least cosine between artefact's and checkpoint's vectors for any sample, less their common centre, a "
+        'decimal string from 0 to 1; if omitted with architecture.layer "0.999" for FP32, "0.99" FP16, "0.95" INT8, else not '
+        "judged. For any output that is a vector.",
+    )
     samples: DataSet | None = Field(
         None,
         description="Real samples to compare on, in place of made ones; labels are not needed. If omitted, those of "

@@ -48,6 +48,7 @@ def entry(version: int) -> dict[str, Any]:
                 "absoluteTolerance": "1e-3",
                 "relativeTolerance": "0.001",
                 "minimumTop1Agreement": "0.95",
+                "minimumCosine": "0.9",
                 "samples": {"uri": "s3://data/digits/some.npz", "sha256": "e" * 64},
             },
             "accuracy": {
@@ -1165,6 +1166,12 @@ REFUSED_WHEN_CREATED = [
         "more samples than all should agree",
         put("versions/0/verification/parity/minimumTop1Agreement", "1.5"),
         f"{V}.verification.parity.minimumTop1Agreement",
+        "a share from 0 to 1",
+    ),
+    Refusal(
+        "a cosine that no two vectors have",
+        put("versions/0/verification/parity/minimumCosine", "1.5"),
+        f"{V}.verification.parity.minimumCosine",
         "a share from 0 to 1",
     ),
     Refusal(

@@ -77,6 +77,7 @@ def build_export_request(
                 absolute_tolerance=parity.absolute_tolerance if parity else None,
                 relative_tolerance=parity.relative_tolerance if parity else None,
                 minimum_top1_agreement=parity.minimum_top1_agreement if parity else None,
+                minimum_cosine=parity.minimum_cosine if parity else None,
             ),
             samples=contract.DataSet(uri=parity.samples.uri, sha256=parity.samples.sha256, **reached)
             if parity and parity.samples

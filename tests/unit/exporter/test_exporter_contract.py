@@ -20,6 +20,7 @@ from perch_exporter.contract import ErrorReport, ExportRequest, Outcome, Parity,
 SOURCE = {"uri": "s3://code/nets.zip", "sha256": "b" * 64}
 SAMPLES = {"uri": "s3://checkpoints/samples.npz", "sha256": "b" * 64}
 
+SCORE = {"name": "score", "dataType": "FP32", "shape": [1]}
 TENSOR = {"name": "image", "dataType": "FP32", "shape": [3, 320, 320]}
 
 
@@ -73,6 +74,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("INT8 without samples", {"conversion__precision": "INT8"}, "calibration is for precision INT8, which needs it"),
     ("samples without INT8", {"conversion": {"calibration": SAMPLES}}, "calibration is for precision INT8"),
     ("an agreement above 1", {"verification__parity__minimumTop1Agreement": "1.01"}, "more than 1"),
+    ("a cosine of one number", {"outputs": [SCORE], "verification__parity__minimumCosine": "0.9"}, "minimumCosine compares"),
+    ("a cosine of detections", {**DETECTOR, "verification__parity__minimumCosine": "0.9"}, "judged one by one"),
+    ("an agreement of detections", {**DETECTOR, "verification__parity__minimumTop1Agreement": "0.9"}, "judged one by one"),
     ("a tolerance of 0", {"verification__parity__absoluteTolerance": "0.0"}, "above 0"),
     ("a tolerance as a number", {"verification__parity__absoluteTolerance": 0.1}, "absoluteTolerance"),
     ("a tolerance that is no number", {"verification__parity__relativeTolerance": "nan"}, "relativeTolerance"),
@@ -200,6 +204,18 @@ def test_top1_agreement_is_asked_of_int8_where_outputs_are_scores() -> None:
     assert request(conversion=conversion, architecture__layer="f6").tolerance.minimum_top1_agreement is None
     asked = request(conversion=conversion, architecture__layer="f6", verification__parity__minimumTop1Agreement="0.5")
     assert asked.tolerance.minimum_top1_agreement == "0.5"
+
+
+def test_a_cosine_is_asked_of_features_by_precision() -> None:
+    int8 = {"precision": "INT8", "calibration": SAMPLES}
+    layer = {"architecture__layer": "f6"}
+    assert request(**layer).tolerance.minimum_cosine == "0.999"
+    assert request(**layer, conversion__precision="FP16").tolerance.minimum_cosine == "0.99"
+    assert request(**layer, conversion=int8).tolerance.minimum_cosine == "0.95"
+    assert request(**layer, verification__parity__minimumCosine="0.5").tolerance.minimum_cosine == "0.5"
+    assert request(**layer, outputs=[SCORE]).tolerance.minimum_cosine is None, "one number points nowhere"
+    assert request(conversion=int8).tolerance.minimum_cosine is None
+    assert request(verification__parity__minimumCosine="0.5").tolerance.minimum_cosine == "0.5", "of any vector, where asked for"
 
 
 def test_fetch_brings_the_samples_beside_the_checkpoint() -> None:

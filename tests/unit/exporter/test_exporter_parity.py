@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from exporter_builders import request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -103,6 +104,62 @@ def test_the_relative_verdict_does_not_depend_on_the_answers_scale(scale: float,
     """Outputs of an untrained mobilenet and of an untrained inception_v3 are judged alike."""
     parity = judge([answers(LOGITS * scale, (LOGITS + noise(error)) * scale)], DEFAULT)
     assert parity.verdict is (Verdict.PASSED if error < 1e-3 else Verdict.FAILED)
+
+
+# --- features ----------------------------------------------------------------------------------------------------------------
+
+FEATURES = 3 + np.random.default_rng(2).standard_normal((64, 512))
+"""As behind a ReLU: all in one corner, where any two point nearly the same way."""
+CALIBRATION = {"uri": "s3://b/x.npz", "sha256": "a" * 64}
+INT8 = request(architecture__layer="f6", conversion={"precision": "INT8", "calibration": CALIBRATION}).tolerance
+
+
+def turned(degrees: float) -> np.ndarray:
+    """Every vector turned about their centre, towards another sample's."""
+    centre = FEATURES.mean(axis=0)
+    angle = np.radians(degrees)
+    return centre + np.cos(angle) * (FEATURES - centre) + np.sin(angle) * np.roll(FEATURES - centre, 1, axis=0)
+
+
+EMBEDDINGS = [
+    ("as INT8 leaves them pass", FEATURES + 0.15 * np.sign(np.roll(FEATURES, 1, axis=0) - 3), Verdict.PASSED),
+    ("turned by 5 degrees pass", turned(5), Verdict.PASSED),
+    ("turned by 22 degrees fail", turned(22), Verdict.FAILED),
+    ("moved away from all others' corner fail", FEATURES + 0.7, Verdict.FAILED),
+    ("that are the same for every sample fail", np.tile(FEATURES.mean(axis=0), (64, 1)), Verdict.FAILED),
+]
+
+
+@pytest.mark.parametrize(("actual", "verdict"), [c[1:] for c in EMBEDDINGS], ids=[c[0] for c in EMBEDDINGS])
+def test_features(actual: np.ndarray, verdict: Verdict) -> None:
+    parity = judge([answers(FEATURES, actual)], INT8)
+    assert parity.verdict is verdict
+    assert within(parity, INT8) is (verdict is Verdict.PASSED)
+    assert parity.cosine is not None
+    assert f"the smallest cosine {parity.cosine:.4g} (at least 0.95)" in parity.message
+
+
+def test_a_turn_that_the_spread_allows_and_the_common_corner_hides_is_seen_by_the_centred_cosine() -> None:
+    """The control: without the cosine it passes, and from zero in place of the centre it would."""
+    without = judge([answers(FEATURES, turned(22))], INT8.model_copy(update={"minimum_cosine": None}))
+    assert (without.verdict, without.cosine) == (Verdict.PASSED, None)
+    assert not within(without, INT8), "a cosine that nobody took is none that passes"
+    lengths = np.linalg.norm(FEATURES, axis=1) * np.linalg.norm(turned(22), axis=1)
+    assert ((FEATURES * turned(22)).sum(axis=1) / lengths).min() > 0.98
+
+
+def test_a_vector_in_the_middle_of_all_others_has_no_direction_to_be_kept() -> None:
+    middle = FEATURES.copy()
+    middle[0] = np.delete(middle, 0, axis=0).mean(axis=0)
+    actual = middle + 0.05 * np.sign(np.roll(FEATURES, 1, axis=0) - 3)
+    parity = judge([answers(middle, actual)], INT8)
+    assert parity.verdict is Verdict.PASSED
+    assert (parity.cosine or 0) > 0.99
+
+
+def test_feature_maps_are_vectors_too_and_a_single_number_is_none() -> None:
+    assert (judge([answers(FEATURES.reshape(64, 8, 8, 8), turned(22).reshape(64, 8, 8, 8))], INT8).cosine or 1) < 0.95
+    assert judge([answers(FEATURES[:, :1], FEATURES[:, :1])], INT8).cosine is None
 
 
 # --- whole numbers and truth values ------------------------------------------------------------------------------------------

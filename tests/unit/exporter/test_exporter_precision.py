@@ -266,7 +266,7 @@ def test_a_calibration_set_of_a_few_samples_is_refused(digits: Any, tmp_path: Pa
     assert caught.value.reason is Reason.DATASET_UNREADABLE
 
 
-def test_features_of_a_layer_in_int8_are_judged_by_distance_alone(digits: Any, tmp_path: Path) -> None:
+def test_features_of_a_layer_in_int8_are_judged_by_distance_and_direction(digits: Any, tmp_path: Path) -> None:
     features = [{"name": "features", "dataType": "FP32", "shape": [84]}]
     asked = int8_request(tmp_path, *digits, architecture__layer="f6", outputs=features)
     workspace = Workspace(tmp_path / "work")
@@ -275,3 +275,6 @@ def test_features_of_a_layer_in_int8_are_judged_by_distance_alone(digits: Any, t
     summary = publish(asked, workspace, {})
     assert summary.parity is not None
     assert "same class" not in summary.parity.message
+    assert summary.parity.cosine is not None
+    assert summary.parity.cosine > 0.99
+    assert "(at least 0.95)" in summary.parity.message
