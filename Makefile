@@ -70,6 +70,10 @@ chaos: ## every fault under live load, counted, on a cluster of its own (long)
 bench: ## measure; the figures go to docs/benchmarks.md by hand
 	@hack/as-root $(PY) -m bench --name bench
 
+.PHONY: simulate
+simulate: ## how often the judge is wrong, by simulation; fails where alpha is not kept (minutes)
+	@$(PY) -m bench.judge
+
 .PHONY: generate
 generate: ## the CRD from the types, the API reference from the CRD
 	@$(PY) -m perch.crd > charts/perch/files/modeldeployments.serving.perch.dev.yaml

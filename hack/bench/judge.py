@@ -1,4 +1,6 @@
-"""How well the judge judges, by simulation: `python -m bench.judge [--quick]`. Prints the tables of docs/benchmarks.md.
+"""How well the judge judges, by simulation: `make simulate`, or `python -m bench.judge --quick` for a hundredth of it.
+
+Prints the tables of docs/benchmarks.md, and fails where canaries may be aborted by mistake more often than alpha allows.
 
 False aborts: whole rollouts of canaries that are no worse than tolerated, looked at every 3 s. Every look writes the text that
 each Triton pod would have answered, and it goes through the operator's own parser, difference and judge. Requests, errors, bursts
@@ -395,14 +397,27 @@ def _cuts(job: tuple[Trial, int, int, str]) -> Cuts:
     return cuts(*job)
 
 
+LEAST = 100
+"""Rollouts that tell whether alpha is kept: of fewer than 59, not even one that aborts none has its bound below 5 %."""
+
+
+def exceeds(world: World, aborted: int, rollouts: int) -> str | None:
+    """What is wrong with so many false aborts; nothing where the judge was not told what it must know."""
+    bound = upper_bound(aborted, rollouts)
+    if world.told is not None or bound <= ALPHA:
+        return None
+    return f"{world.name}: {aborted} of {rollouts:,} rollouts were aborted, up to {bound:.2%} may be, and alpha is {ALPHA:.0%}"
+
+
 def report(scale: float = 1.0) -> Iterator[str]:
-    """The tables, line by line; `scale` times as many repeats as usual."""
+    """The tables, line by line; `scale` times as many repeats as usual. Exits at the end where alpha may not be kept."""
     repeats = max(5, int(60 * scale))
+    wrong: list[str] = []
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
         yield "| canary | rollouts | aborted | share, with its 95 % upper bound | reasons |"
         yield "|---|---|---|---|---|"
         for number, (world, usual) in enumerate(WORLDS):
-            rollouts = max(CHUNK, int(usual * scale))
+            rollouts = max(LEAST, int(usual * scale))
             jobs = [(world, CHUNK, 1000 * number + chunk) for chunk in range(rollouts // CHUNK)]
             reasons: dict[str, int] = {}
             for found in pool.imap_unordered(_false_aborts, jobs):
@@ -412,6 +427,7 @@ def report(scale: float = 1.0) -> Iterator[str]:
             said = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items())) or "–"
             bound = upper_bound(aborted, trials)
             yield f"| {world.name} | {trials:,} | {aborted} | {aborted / trials:.2%} (at most {bound:.2%}) | {said} |"
+            wrong += filter(None, [exceeds(world, aborted, trials)])
         for rate in RATES:
             yield ""
             yield f"{rate:.0%} of the canary's requests fail:"
@@ -424,6 +440,8 @@ def report(scale: float = 1.0) -> Iterator[str]:
                 yield f"| {traffic:g} | " + " | ".join(str(c) for c in cells[row * len(SHARES) : (row + 1) * len(SHARES)]) + " |"
         yield from _rules(pool, repeats)
         yield from _others(pool, repeats)
+    if wrong:
+        sys.exit("\n".join(wrong))
 
 
 def _rules(pool: multiprocessing.pool.Pool, repeats: int) -> Iterator[str]:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.judge import GROUPED, MIXED, OUTAGES, STEADY, Trial, World, cut, cuts, false_aborts, upper_bound
+from bench.judge import GROUPED, LEAST, MIXED, OUTAGES, STEADY, Trial, World, cut, cuts, exceeds, false_aborts, upper_bound
 from perch.api import Analysis, Evidence, MetricQuery, PrometheusAnalysis, Tally
 from perch.evidence import Batch, Reading
 from perch.judge import HUNG_PODS, MOST_ODDS, POINTS, STALE, Finding, Kind, begin_step, judge, take_in, take_in_reading
@@ -506,6 +506,12 @@ def test_a_healthy_canary_is_not_cut() -> None:
     import numpy as np
 
     assert cut(Trial(0.001, 20.0, 0.1, seconds=300.0), np.random.default_rng(1)) is None
+
+
+def test_the_simulation_fails_where_alpha_may_not_be_kept_by_a_judge_that_knows_all_it_must() -> None:
+    assert exceeds(MIXED, 1, LEAST) is None
+    assert "2 of 100 rollouts were aborted, up to 6.16% may be, and alpha is 5%" in str(exceeds(MIXED, 2, LEAST))
+    assert exceeds(replace(GROUPED, told=1), LEAST, LEAST) is None
 
 
 def test_the_upper_bound_of_a_share_is_clopper_and_pearsons() -> None:
