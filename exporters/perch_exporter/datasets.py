@@ -18,7 +18,7 @@ import math
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -194,73 +194,83 @@ def _rows(name: str, member: _Member, count: int) -> Array:
 
 
 @dataclass(frozen=True)
+class _Entry:
+    name: str
+    size: int
+    place: Any
+    """As the archive's library tells where it lies: asked by name, a tar is searched from its first entry on."""
+
+
+@dataclass(frozen=True)
 class _Pictures:
     path: Path
     asked: Preprocessing
     spec: TensorSpec
-    names: tuple[str, ...]
+    entries: tuple[_Entry, ...]
+    """In the order in which they lie in the archive: a compressed tar begins anew for whoever goes back in it."""
     labels: tuple[int, ...]
-    """As many as names, or none."""
+    """As many as entries, or none."""
 
     @property
     def samples(self) -> int:
-        return len(self.names)
+        return len(self.entries)
 
     def batches(self, size: int) -> Iterator[tuple[Tensors, Labels]]:
         with _reading(), _opened(self.path) as archive:
             for start in range(0, self.samples, size):
-                names = self.names[start : start + size]
-                yield self._prepare(names, [archive.read(name) for name in names]), self._labels(start, start + size)
+                entries = self.entries[start : start + size]
+                yield self._prepare(entries, [archive.read(entry) for entry in entries]), self._labels(start, start + size)
 
     def pick(self, count: int) -> Picked:
-        names = [self.names[place] for place in _spaced(self.samples, count)]
+        entries = [self.entries[place] for place in _spaced(self.samples, count)]
         with _reading(), _opened(self.path) as archive:
-            pictures = [archive.read(name) for name in names]
-        return Picked(self._prepare(names, pictures), tuple(pictures))
+            pictures = [archive.read(entry) for entry in entries]
+        return Picked(self._prepare(entries, pictures), tuple(pictures))
 
     def _labels(self, start: int, end: int) -> Labels:
         return np.array(self.labels[start:end], np.int64)
 
-    def _prepare(self, names: Sequence[str], pictures: Sequence[bytes]) -> Tensors:
+    def _prepare(self, entries: Sequence[_Entry], pictures: Sequence[bytes]) -> Tensors:
         try:
             return prepare_pictures(pictures, self.asked, self.spec)
         except ValueError:
-            for name, picture in zip(names, pictures, strict=True):
+            for entry, picture in zip(entries, pictures, strict=True):
                 try:
                     prepare_pictures([picture], self.asked, self.spec)
                 except ValueError as error:
-                    raise _unreadable(f"{name[-100:]}: {error}") from error
+                    raise _unreadable(f"{entry.name[-100:]}: {error}") from error
             raise
 
 
 class _Archive(Protocol):
-    def pictures(self) -> list[str]:
-        """The names of its regular files, but for hidden ones."""
+    def pictures(self) -> list[_Entry]:
+        """Its regular files, but for hidden ones, as they lie there."""
 
-    def read(self, name: str) -> bytes: ...
+    def read(self, entry: _Entry) -> bytes: ...
 
 
 class _Zip:
     def __init__(self, file: zipfile.ZipFile) -> None:
         self._file = file
 
-    def pictures(self) -> list[str]:
-        return _wanted((entry.filename, entry.file_size) for entry in self._file.infolist() if not entry.is_dir())
+    def pictures(self) -> list[_Entry]:
+        there = sorted(self._file.infolist(), key=lambda entry: entry.header_offset)
+        return _wanted(_Entry(entry.filename, entry.file_size, entry) for entry in there if not entry.is_dir())
 
-    def read(self, name: str) -> bytes:
-        return self._file.read(name)
+    def read(self, entry: _Entry) -> bytes:
+        return self._file.read(entry.place)
 
 
 class _Tar:
     def __init__(self, file: tarfile.TarFile) -> None:
         self._file = file
 
-    def pictures(self) -> list[str]:
+    def pictures(self) -> list[_Entry]:
         """What is no regular file (links, devices) is passed over with the folders, and never followed."""
-        return _wanted((entry.name, entry.size) for entry in self._file if entry.isreg())
+        return _wanted(_Entry(entry.name, entry.size, entry) for entry in self._file if entry.isreg())
 
-    def read(self, name: str) -> bytes:
-        stream = self._file.extractfile(self._file.getmember(name))
+    def read(self, entry: _Entry) -> bytes:
+        stream = self._file.extractfile(entry.place)
         return stream.read() if stream else b""
 
 
@@ -274,33 +284,34 @@ def _opened(path: Path) -> Iterator[_Archive]:
             yield _Tar(tar)
 
 
-def _wanted(entries: Iterator[tuple[str, int]]) -> list[str]:
-    names = []
-    for name, size in entries:
-        parts = PurePosixPath(name).parts
+def _wanted(entries: Iterable[_Entry]) -> list[_Entry]:
+    found = []
+    for entry in entries:
+        parts = PurePosixPath(entry.name).parts
         if any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in parts):
             continue
-        if not name.lower().endswith(_PICTURES):
-            raise _unreadable(f"{name[-100:]} is neither JPEG nor PNG by its name")
-        if size > _PICTURE_BYTES:
-            raise _unreadable(f"{name[-100:]} has {size:,} bytes, more than {_PICTURE_BYTES:,}")
-        names.append(name)
-        if len(names) > _MOST_PICTURES:
+        if not entry.name.lower().endswith(_PICTURES):
+            raise _unreadable(f"{entry.name[-100:]} is neither JPEG nor PNG by its name")
+        if entry.size > _PICTURE_BYTES:
+            raise _unreadable(f"{entry.name[-100:]} has {entry.size:,} bytes, more than {_PICTURE_BYTES:,}")
+        found.append(entry)
+        if len(found) > _MOST_PICTURES:
             raise _unreadable(f"it has more than {_MOST_PICTURES:,} pictures")
-    return sorted(names)
+    return found
 
 
 def _open_pictures(path: Path, request: ExportRequest, classes: int | None) -> _Pictures:
     if request.preprocessing is None:  # who calls has asked
         raise ValueError("pictures without preprocessing")
     with _opened(path) as archive:
-        names = archive.pictures()
+        entries = archive.pictures()
+    names = [entry.name for entry in entries]
     if not names:
         raise _unreadable("there are no pictures in it")
     if len(set(names)) != len(names):
         raise _unreadable("it has a name twice")
     labels = () if classes is None else _labels_of(names, request.triton.labels, classes)
-    return _Pictures(path, request.preprocessing, request.inputs[0], tuple(names), labels)
+    return _Pictures(path, request.preprocessing, request.inputs[0], tuple(entries), labels)
 
 
 def _labels_of(names: Sequence[str], known: Sequence[str] | None, classes: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 import zipfile
@@ -53,18 +54,41 @@ def test_pictures_are_read_with_their_folders_as_labels(write: Callable[..., Non
     assert [len(inputs["image"]) for inputs, _ in parts] == [2, 1]
     images = np.concatenate([inputs["image"] for inputs, _ in parts])
     assert images.shape == (3, 1, 28, 28)
-    assert np.concatenate([labels for _, labels in parts]).tolist() == [0, 3, 3], "in the order of their names"
-    assert [round(float(image.mean()) * 255) for image in images] == [200, 30, 90]
+    assert np.concatenate([labels for _, labels in parts]).tolist() == [3, 0, 3], "in the order of the archive"
+    assert [round(float(image.mean()) * 255) for image in images] == [30, 200, 90]
     picked = found.pick(2)
     assert len(picked.pictures) == 2
-    assert picked.pictures[0] == BY_NAME["set/digit 0/b.jpg"], "the very bytes"
+    assert picked.pictures[0] == BY_NAME["set/digit 3/a.png"], "the very bytes"
     assert np.array_equal(picked.inputs["image"][0], images[0])
+
+
+def test_a_compressed_tar_in_any_order_is_read_from_its_beginning_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Back in a gzip means to inflate it from its start, and by name a tar is searched: either is quadratic."""
+    count = 40
+    tarred(tmp_path / "set", {f"{n % 10}/{count - n:02}.png": picture(n) for n in range(count)}, "w:gz")
+    back, searched = [], []
+    seek, search = gzip.GzipFile.seek, tarfile.TarFile.getmember
+
+    def watched(file: Any, offset: int, whence: int = 0) -> int:
+        back.extend([offset] if whence == 0 and offset < seek(file, 0, 1) else [])
+        return seek(file, offset, whence)
+
+    monkeypatch.setattr(gzip.GzipFile, "seek", watched)
+    monkeypatch.setattr(tarfile.TarFile, "getmember", lambda file, name: searched.append(name) or search(file, name))
+    found = open_data_set(tmp_path / "set", ASKED, labelled=True)
+    labels = [int(label) for _, labels in found.batches(3) for label in labels]
+    assert labels == [n % 10 for n in range(count)]
+    assert len(found.pick(20).pictures) == 20
+    assert not searched
+    assert len(back) <= 3, "once for each time that it is opened"
 
 
 def test_folders_may_be_numbers_or_as_many_as_classes(tmp_path: Path) -> None:
     zipped(tmp_path / "numbers", {"7/a.png": picture(1), "2/b.png": picture(2)})
     ((_, labels),) = open_data_set(tmp_path / "numbers", ASKED, labelled=True).batches(9)
-    assert labels.tolist() == [2, 7]
+    assert labels.tolist() == [7, 2]
     zipped(tmp_path / "all", {f"class-{n:02}/x.png": picture(n) for n in range(10)})
     ((_, labels),) = open_data_set(tmp_path / "all", ASKED, labelled=True).batches(99)
     assert labels.tolist() == list(range(10))
