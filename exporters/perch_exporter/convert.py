@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnxruntime
 import torch
 from torch import nn
@@ -39,7 +38,7 @@ from perch_exporter.contract import (
 from perch_exporter.datasets import FEWEST_CALIBRATION, FEWEST_SAMPLES, MOST_CALIBRATION, Picked, open_data_set
 from perch_exporter.failure import StepFailed
 from perch_exporter.handover import has_dynamic_sizes
-from perch_exporter.onnx_file import check_onnx, check_signature
+from perch_exporter.onnx_file import check_onnx, check_signature, write_model
 from perch_exporter.onnx_session import ask, open_session
 from perch_exporter.picture_samples import make_pictures, prepare_pictures, save_pictures
 from perch_exporter.precision import lower_precision
@@ -65,7 +64,7 @@ DEFAULT_OPSET = 18
 """The exporter's own native opset, which every onnxruntime in a Triton of the last years reads."""
 
 _PROTOBUF_LIMIT = 2**31 - 2**20
-"""Most bytes of weights in the model's own file; more go into a file beside it, since no protobuf has 2 GiB."""
+"""Most bytes of weights that the exporter for TorchScript writes: it knows one file only, and no protobuf has 2 GiB."""
 
 _OTHER_DYNAMIC = 256
 _REFERENCE_BATCH = 16
@@ -107,7 +106,7 @@ def _convert(request: ExportRequest, workspace: Workspace, code: UserCode | None
         torch=torch.__version__, seconds=round(time.monotonic() - started, 3), eager_seconds=round(eager_seconds, 6)
     )
     (workspace.output / REFERENCE).write_text(found.to_json())
-    log.info("%d bytes of ONNX after %.1f s", path.stat().st_size, found.seconds)
+    log.info("%d bytes of ONNX after %.1f s", sum(file.stat().st_size for file in path.parent.glob(f"{MODEL}*")), found.seconds)
 
 
 def _first_answers(request: ExportRequest, workspace: Workspace, reference: Ask) -> Classes:
@@ -298,7 +297,6 @@ def _export(request: ExportRequest, model: nn.Module, golden: Golden, path: Path
     try:
         if isinstance(model, torch.jit.ScriptModule):
             export_script(request, model, samples, path, opset)
-            onnx.checker.check_model(path)
             return
         program = torch.onnx.export(
             model,
@@ -316,8 +314,7 @@ def _export(request: ExportRequest, model: nn.Module, golden: Golden, path: Path
         for node in program.model.graph.all_nodes():
             # Stack traces with paths of this container: of no use to Triton, and they differ from build to build.
             node.metadata_props.clear()
-        program.save(path, external_data=size > _PROTOBUF_LIMIT)
-        onnx.checker.check_model(path)
+        write_model(program.model, path)
         written = program.model.opset_imports[""]
         if written != opset:
             raise RuntimeError(f"opset {opset} was asked for and {written} written; leave conversion.opset out")

@@ -1,6 +1,7 @@
-"""Looks at a ready-made ONNX file before it is published as it is. Needs onnx; runs on bytes that nobody vouches for.
+"""Writes ONNX files, and looks at a ready-made one before it is published as it is. Needs onnx.
 
-Refused is what reaches beyond the one file that was named and whose digest was checked, and what is not what the version says.
+What is looked at are bytes that nobody vouches for. Refused is what reaches beyond the one file that was named and whose digest was
+checked, and what is not what the version says.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir
 from onnx import TensorProto
 
 from perch_exporter.contract import DataType, ExportRequest, Reason, TensorSpec
@@ -22,6 +24,9 @@ from perch_exporter.workspace import MODEL_DATA
 
 OPSETS = range(7, 24)
 """Of the standard operators: what the onnxruntime of the exporter and of a Triton of the last years both run."""
+BESIDE = 64 * 2**20
+"""Bytes of weights above which they lie in a file beside the model: onnxruntime maps it, and who looks at the graph reads kilobytes.
+No model's own file could hold 2 GiB."""
 _STANDARD = ("", "ai.onnx")
 _TYPES = {
     DataType.FP32: "tensor(float)",
@@ -32,6 +37,18 @@ _TYPES = {
     DataType.BOOL: "tensor(bool)",
 }
 """As onnxruntime calls them."""
+
+
+def write_model(model: onnx_ir.Model, path: Path) -> None:
+    """In the place of what is at `path` and beside it, from which the model's weights may still be read."""
+    weights = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+    if sum(tensor.nbytes for tensor in weights if tensor is not None) > BESIDE:
+        onnx_ir.save(model, path, external_data=MODEL_DATA)
+    else:
+        onnx_ir.external_data.load_to_model(model)
+        onnx_ir.save(model, path)
+        path.with_name(MODEL_DATA).unlink(missing_ok=True)
+    onnx.checker.check_model(path)
 
 
 def check_onnx(path: Path) -> int:

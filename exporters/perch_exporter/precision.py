@@ -15,7 +15,6 @@ Quantize and dequantize stand as nodes in the file (QDQ).
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +30,7 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 
 from perch_exporter.contract import Conversion, Precision, Reason
 from perch_exporter.failure import StepFailed
+from perch_exporter.onnx_file import write_model
 from perch_exporter.samples import Array, Tensors
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ _TENSORRT_OPTIONS = {"ActivationSymmetric": True, "WeightSymmetric": True, "Quan
 
 
 def lower_precision(conversion: Conversion, path: Path, samples: Tensors, for_tensorrt: bool = False) -> None:
-    """Replaces the file at `path` by one of the conversion's precision. Raises ExportFailed.
+    """Replaces the model at `path`, and what lies beside it, by one of the conversion's precision. Raises ExportFailed.
 
     for_tensorrt: INT8 as TensorRT reads it.
     """
@@ -83,13 +83,15 @@ def _to_fp16(path: Path, samples: Tensors) -> None:
         op_block_list=_FP32_OPERATORS, node_block_list=kept,
     )  # fmt: skip
     _tidy(model.graph)
-    _save(model, path)
+    ordered = onnx_ir.from_proto(model)
+    TopologicalSortPass()(ordered)  # the converter appends its casts
+    write_model(ordered, path)
 
 
 def _to_int8(path: Path, samples: Tensors, for_tensorrt: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
-        quant_pre_process(path, prepared)
+        quant_pre_process(path, prepared, save_as_external_data=True, all_tensors_to_one_file=True)
         quantize_static(
             prepared,
             quantized,
@@ -98,10 +100,10 @@ def _to_int8(path: Path, samples: Tensors, for_tensorrt: bool) -> None:
             per_channel=True,
             activation_type=QuantType.QInt8 if for_tensorrt else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            use_external_data_format=True,
             extra_options=_TENSORRT_OPTIONS if for_tensorrt else {},
         )
-        onnx.checker.check_model(quantized)
-        shutil.copyfile(quantized, path)
+        write_model(onnx_ir.load(quantized), path)
 
 
 def _out_of_range(path: Path, model: onnx.ModelProto, samples: Tensors) -> list[str]:
@@ -118,7 +120,10 @@ def tensor_ranges(path: Path, samples: Tensors) -> dict[str, tuple[float, float]
     """The least and greatest value of every float tensor of the graph over the samples."""
     with tempfile.TemporaryDirectory() as folder:
         calibrator = create_calibrator(
-            path, augmented_model_path=str(Path(folder) / "ranges.onnx"), calibrate_method=CalibrationMethod.MinMax
+            path,
+            augmented_model_path=str(Path(folder) / "ranges.onnx"),
+            calibrate_method=CalibrationMethod.MinMax,
+            use_external_data_format=True,
         )
         calibrator.collect_data(Batches(samples))
         found = calibrator.compute_data()
@@ -174,10 +179,3 @@ def _is_its_own(node: onnx.NodeProto, kind: int) -> bool:
     )
     return bool(node.op_type == "Cast" and made and node.attribute[0].i == kind)
 
-
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    """In the order that ONNX asks for: the converter appends its casts."""
-    ordered = onnx_ir.from_proto(model)
-    TopologicalSortPass()(ordered)
-    onnx.save(onnx_ir.to_proto(ordered), path)
-    onnx.checker.check_model(path)

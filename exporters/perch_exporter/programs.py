@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir
 import torch
 from torch import nn
 
 from perch_exporter.checkpoint import check_unpacked
 from perch_exporter.contract import CheckpointFormat, ExportRequest, Reason
 from perch_exporter.failure import StepFailed
+from perch_exporter.onnx_file import write_model
 
 OLD_EXPORTER_OPSETS = range(18, 21)
 """What torch's exporter for TorchScript writes, of those that a request may ask for."""
@@ -87,7 +89,7 @@ def export_script(request: ExportRequest, module: nn.Module, samples: tuple[torc
     model = onnx.load(path)
     for node in model.graph.node:
         node.doc_string = ""  # lines of the program's author
-    onnx.save(model, path)
+    write_model(onnx_ir.from_proto(model), path)
 
 
 def _unreadable(form: CheckpointFormat, writer: str, error: Exception) -> StepFailed:

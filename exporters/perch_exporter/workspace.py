@@ -9,7 +9,7 @@ from perch_exporter.contract import CHECKPOINT, StepSeconds, Summary
 
 MODEL = "model.onnx"
 MODEL_DATA = "model.onnx.data"
-"""The weights of a model whose file could not hold them; the model names it, so it lies beside it under this very name."""
+"""The weights, where they are many; the model names it, so it lies beside it under this very name."""
 GOLDEN = "golden.npz"
 OTHER = "other.npz"
 """Samples of another size, where sizes are dynamic, and the checkpoint's answers to them."""

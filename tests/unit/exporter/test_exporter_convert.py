@@ -42,6 +42,7 @@ import onnxruntime  # noqa: E402
 import safetensors.torch  # noqa: E402
 
 from perch_exporter import convert as convert_step  # noqa: E402
+from perch_exporter import onnx_file  # noqa: E402
 from perch_exporter.architectures import LeNet5, ZFNet, build_model, cut  # noqa: E402
 from perch_exporter.checkpoint import load_model, read_state_dict  # noqa: E402
 from perch_exporter.convert import convert  # noqa: E402
@@ -544,23 +545,43 @@ def test_every_name_that_is_offered_is_a_classification_model() -> None:
     assert request().architecture.name == "lenet5"
 
 
-def test_weights_that_no_protobuf_holds_go_beside_the_model_all_the_way_into_the_pod(
-    lenet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("precision", ["FP32", "FP16", "INT8"])
+def test_many_weights_go_beside_the_model_all_the_way_into_the_pod(
+    precision: str, lenet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(convert_step, "_PROTOBUF_LIMIT", 1000)
-    asked = file_request(tmp_path, saved(lenet.state_dict(), tmp_path))
+    monkeypatch.setattr(onnx_file, "BESIDE", 1000)
+    conversion: dict[str, Any] = {"precision": precision}
+    images = np.random.default_rng(5).standard_normal((32, 1, 28, 28)).astype(np.float32)
+    if precision == "INT8":
+        np.savez(tmp_path / "calibration.npz", image=images)
+        digest = hashlib.sha256((tmp_path / "calibration.npz").read_bytes()).hexdigest()
+        conversion["calibration"] = {"uri": (tmp_path / "calibration.npz").as_uri(), "sha256": digest}
+    asked = file_request(
+        tmp_path,
+        saved(lenet.state_dict(), tmp_path),
+        conversion=conversion,
+        verification__parity={"minimumTop1Agreement": "0"},  # nobody trained it
+    )
     summary = export(asked, tmp_path / "work")
     assert summary.artifact_digest
     download(Location(uri=asked.destination.uri), summary.artifact_digest, tmp_path / "pod", {})
     folder = tmp_path / "pod/models/digits/1"
     assert sorted(path.name for path in folder.iterdir()) == [MODEL, MODEL_DATA]
-    weights = sum(tensor.numel() * 4 for tensor in lenet.parameters())
-    assert (folder / MODEL_DATA).stat().st_size >= weights * 0.9 > (folder / MODEL).stat().st_size
-    images = np.random.default_rng(5).standard_normal((3, 1, 28, 28)).astype(np.float32)
+    weights = sum(tensor.numel() for tensor in lenet.parameters()) * {"FP32": 4, "FP16": 2, "INT8": 1}[precision]
+    assert weights * 0.9 <= (folder / MODEL_DATA).stat().st_size <= weights * 1.1, "no data of another precision"
     with torch.inference_mode():
         expected = lenet(torch.from_numpy(images)).numpy()
-    session = onnxruntime.InferenceSession(folder / MODEL)
-    assert np.allclose(session.run(None, {"image": images})[0], expected, atol=1e-5)
+    answers = onnxruntime.InferenceSession(folder / MODEL).run(None, {"image": images})[0]
+    assert np.abs(answers - expected).max() < {"FP32": 1e-4, "FP16": 0.02, "INT8": 0.2}[precision] * np.ptp(expected)
+
+
+def test_data_of_a_larger_precision_does_not_stay_behind(lenet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a network whose weights in FP32 are above the limit, and in FP16 below."""
+    weights = sum(tensor.numel() for tensor in lenet.parameters())
+    monkeypatch.setattr(onnx_file, "BESIDE", 3 * weights)
+    asked = file_request(tmp_path, saved(lenet.state_dict(), tmp_path), conversion__precision="FP16")
+    assert not (converted(asked, tmp_path).output / MODEL_DATA).exists()
+    assert export(asked, tmp_path / "again").outcome is Outcome.PUBLISHED
 
 
 def test_torchscript_of_such_a_size_is_refused(lenet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
