@@ -10,7 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from perch_exporter.accuracy import Classes
 from perch_exporter.architectures import build_model, cut
@@ -44,9 +46,11 @@ from perch_exporter.picture_samples import make_pictures, prepare_pictures, save
 from perch_exporter.precision import lower_precision
 from perch_exporter.programs import export_script, load_program, load_script
 from perch_exporter.samples import (
+    DTYPES,
     Array,
     Golden,
     Tensors,
+    concrete,
     data_type_of,
     fits,
     in_batches,
@@ -86,12 +90,13 @@ def _convert(request: ExportRequest, workspace: Workspace, code: UserCode | None
     path = workspace.output / MODEL
     if request.checkpoint.format is CheckpointFormat.ONNX:
         reference = _adopt(request, workspace.checkpoint, path)
-        golden, calibration, eager_seconds = _samples(request, workspace, reference)
+        golden, calibration, eager_seconds = _samples(request, workspace, reference, sample_count(request.inputs))
     else:
         model = _load(request, workspace, code)
         asked, exported = _forms(request, model)
         reference = partial(_ask_checkpoint, request, asked, code)
-        golden, calibration, eager_seconds = _samples(request, workspace, reference)
+        count = sample_count(request.inputs, _operations(request, asked))
+        golden, calibration, eager_seconds = _samples(request, workspace, reference, count)
         _export(request, exported, golden, path, request.conversion.opset or DEFAULT_OPSET)
     save_golden(golden, workspace.output / GOLDEN)
     if calibration is not None:
@@ -178,14 +183,25 @@ def _translations(request: ExportRequest) -> dict[Callable[..., Any], Callable[.
     return dict(TRANSLATIONS)
 
 
-def _samples(request: ExportRequest, workspace: Workspace, reference: Ask) -> tuple[Golden, Golden | None, float]:
+def _operations(request: ExportRequest, model: nn.Module) -> int:
+    """Multiplications and additions for one sample, counted by shapes alone: nothing is computed.
+
+    A network whose way depends on numbers, as a detector's end does, is counted up to there; one that torch cannot follow, not.
+    """
+    one = [(1, *concrete(spec.shape)) for spec in request.inputs]
+    types = [getattr(torch, DTYPES[spec.data_type].name) for spec in request.inputs]
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, suppress(Exception):
+        model(*(torch.empty(shape, dtype=dtype) for shape, dtype in zip(one, types, strict=True)))
+    return int(counter.get_total_flops())
+
+
+def _samples(request: ExportRequest, workspace: Workspace, reference: Ask, count: int) -> tuple[Golden, Golden | None, float]:
     """The golden samples, for INT8 the calibration set, and the seconds that the checkpoint took for the former.
 
     The golden samples are real ones where a data set is named. Those of INT8 come from its calibration set, and are the ones of
     which the checkpoint is surest: INT8 holds the numbers that it was calibrated for, and made-up inputs far from them would fail
     a sound artefact.
     """
-    count = sample_count(request.inputs)
     data = next((name for name in (CALIBRATION, SAMPLES, ACCURACY) if name in request.objects()), None)
     picked = _made(request, count)
     if data is not None:

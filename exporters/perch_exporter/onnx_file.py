@@ -1,7 +1,7 @@
 """Writes ONNX files, and looks at a ready-made one before it is published as it is. Needs onnx.
 
-What is looked at are bytes that nobody vouches for. Refused is what reaches beyond the one file that was named and whose digest was
-checked, and what is not what the version says.
+What is looked at are bytes that nobody vouches for. Refused is what reaches beyond the one file that was named and whose digest
+was checked, and what is not what the version says.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from perch_exporter.workspace import MODEL_DATA
 OPSETS = range(7, 24)
 """Of the standard operators: what the onnxruntime of the exporter and of a Triton of the last years both run."""
 BESIDE = 64 * 2**20
-"""Bytes of weights above which they lie in a file beside the model: onnxruntime maps it, and who looks at the graph reads kilobytes.
-No model's own file could hold 2 GiB."""
+"""Bytes of weights above which they lie in a file beside the model: onnxruntime maps it, and who looks at the graph reads
+kilobytes. No model's own file could hold 2 GiB."""
 _STANDARD = ("", "ai.onnx")
 _TYPES = {
     DataType.FP32: "tensor(float)",

@@ -178,4 +178,3 @@ def _is_its_own(node: onnx.NodeProto, kind: int) -> bool:
         ("graph_input_cast", "graph_output_cast")
     )
     return bool(node.op_type == "Cast" and made and node.attribute[0].i == kind)
-

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,12 +42,12 @@ from perch_exporter.onnx_file import GraphFacts, look_at
 from perch_exporter.onnx_session import ask, open_session
 from perch_exporter.parity import Answers, judge
 from perch_exporter.report import ClassRow, Content, Seen, Timing, class_name, render
-from perch_exporter.samples import Array, Golden, load_answers, load_golden
+from perch_exporter.samples import Array, Golden, joined, load_answers, load_golden
 from perch_exporter.workspace import ANSWERS, CALIBRATED, FIGURES, GOLDEN, MODEL, OTHER, REFERENCE, REPORT, Workspace
 
 log = logging.getLogger(__name__)
 
-_UNEVEN_BATCH = 3
+_SMALL_BATCHES = (2, 1)
 _BATCH = 32
 _CALIBRATED_BATCH = 16
 _SEEN = 12
@@ -97,11 +98,6 @@ def prove(request: ExportRequest, workspace: Workspace) -> None:
     (workspace.proof / FIGURES).write_text(figures.to_json())
 
 
-def _first(golden: Golden, count: int) -> Golden:
-    inputs, outputs = ({name: array[:count] for name, array in part.items()} for part in (golden.inputs, golden.outputs))
-    return Golden(inputs, outputs)
-
-
 class _Case:
     def __init__(self, answers: Answers, seconds: float) -> None:
         self.answers, self.seconds = answers, seconds
@@ -124,47 +120,51 @@ def _load(path: Path) -> onnxruntime.InferenceSession:
 
 
 def _ask_all(request: ExportRequest, session: onnxruntime.InferenceSession, golden: Golden, workspace: Workspace) -> list[_Case]:
-    """All samples in one batch; some in batches of 3 and of 1; other sizes, where they are dynamic; INT8's calibration set.
+    """Every sample once, in batches of three sizes; other sizes, where they are dynamic; INT8's calibration set.
 
-    That a batch of another size answers alike is a question of the graph, which a few samples settle: all of them again would
-    take a VGG longer than its export.
+    That a batch of another size answers alike is a question of the graph, which each sample settles in whatever batch it stands:
+    all of them again would take a VGG longer than its export.
     """
     output = workspace.output
-    whole = _case(request, session, golden, golden.samples, "")
-    cases = [whole, _again(_case(request, session, _first(golden, _UNEVEN_BATCH + 1), _UNEVEN_BATCH, ""), whole)]
+    cases = [_case(request, session, golden, uneven(golden.samples), "")]
     if OTHER in handed_over(request):
         other = load_golden(output / OTHER)
         inspect_golden(request, other)
         sizes = ", ".join(f"{name} of {list(array.shape[1:])}" for name, array in other.inputs.items())
-        cases.append(_case(request, session, other, other.samples, f" with {sizes}"))
+        cases.append(_case(request, session, other, [other.samples], f" with {sizes}"))
     if request.conversion.calibration is not None:
         inputs = open_data_set(workspace.object(CALIBRATION), request).pick(MOST_CALIBRATION).inputs
         calibrated = Golden(inputs, load_answers(output / CALIBRATED))
-        cases.append(_case(request, session, calibrated, _CALIBRATED_BATCH, " of the calibration set"))
+        batches = [_CALIBRATED_BATCH] * -(-calibrated.samples // _CALIBRATED_BATCH)
+        cases.append(_case(request, session, calibrated, batches, " of the calibration set"))
     return cases
 
 
-def _again(some: _Case, whole: _Case) -> _Case:
-    """Some samples among all the others: what is judged is measured by how far all answers lie apart."""
-    all_of_them = whole.answers.actual
-    if any(array.shape[1:] != all_of_them[name].shape[1:] for name, array in some.answers.actual.items()):
-        return some  # which is wrong, and will be told so
-    answers = {name: np.concatenate([array, all_of_them[name][len(array) :]]) for name, array in some.answers.actual.items()}
-    return _Case(Answers(whole.answers.reference, answers, some.answers.batch), some.seconds)
+def uneven(samples: int) -> list[int]:
+    """Batches that hold each sample once: of three different sizes from 6 samples up."""
+    first = samples - sum(_SMALL_BATCHES)
+    return [first, *_SMALL_BATCHES] if first > 0 else [1] * samples
 
 
-def _case(request: ExportRequest, session: onnxruntime.InferenceSession, golden: Golden, batch: int, note: str) -> _Case:
-    started = time.monotonic()
-    try:
-        actual = ask(session, [spec.name for spec in request.outputs], golden.inputs, batch)
-    except Exception as error:
-        raise StepFailed(
-            Reason.EXPORT_FAILED,
-            f"the exported model does not run in batches of {batch}{note}, so the exporter fixed a size that should be "
-            f"dynamic: {error}",
-        ) from error
+def _case(
+    request: ExportRequest, session: onnxruntime.InferenceSession, golden: Golden, batches: Sequence[int], note: str
+) -> _Case:
+    names = [spec.name for spec in request.outputs]
+    started, ends = time.monotonic(), np.cumsum(batches)
+    parts = []
+    for batch, end in zip(batches, ends, strict=True):
+        part = {name: array[end - batch : end] for name, array in golden.inputs.items()}
+        try:
+            parts.append(dict(zip(names, session.run(names, part), strict=True)))
+        except Exception as error:
+            raise StepFailed(
+                Reason.EXPORT_FAILED,
+                f"the exported model does not run in batches of {batch}{note}, so the exporter fixed a size that should be "
+                f"dynamic: {error}",
+            ) from error
     seconds = time.monotonic() - started
-    return _Case(Answers(golden.outputs, actual, f"{golden.samples} samples in batches of {batch}{note}"), seconds)
+    sizes = ", ".join(map(str, sorted(set(batches), reverse=True)))
+    return _Case(Answers(golden.outputs, joined(parts), f"{golden.samples} samples in batches of {sizes}{note}"), seconds)
 
 
 def parity_failure(parity: Parity, precision: Precision) -> StepFailed:

@@ -36,6 +36,8 @@ GOLDEN_LIMIT = 32 * 2**20
 
 _INPUT_BUDGET = 8 * 2**20
 _MOST, _FEWEST = 16, 4
+_WORK_BUDGET, _FEWEST_WORKED = 128 * 10**9, 6
+"""Of multiplications and additions. Six samples still make batches of three sizes."""
 _DYNAMIC = 224
 _INTEGERS = 10
 """Integer inputs are 0 to 9: most often they count or index something, and what they index may be short."""
@@ -59,8 +61,11 @@ class Golden:
         return Golden(inputs, outputs)
 
 
-def sample_count(specs: Sequence[TensorSpec]) -> int:
-    """As many as fit the budget, 4 to 16: 13 pictures of 3x224x224."""
+def sample_count(specs: Sequence[TensorSpec], operations: int = 0) -> int:
+    """As many as fit the budgets, 4 to 16: 13 pictures of 3x224x224, and 6 where the network takes much work for one.
+
+    `operations`: multiplications and additions for one sample, as far as they are known.
+    """
     each = sum(DTYPES[spec.data_type].itemsize * int(np.prod(concrete(spec.shape), dtype=np.int64)) for spec in specs)
     if _FEWEST * each > GOLDEN_LIMIT // 2:
         raise StepFailed(
@@ -68,7 +73,8 @@ def sample_count(specs: Sequence[TensorSpec]) -> int:
             f"one sample of the inputs takes {each:,} bytes; {_FEWEST} of them do not fit the golden samples' "
             f"{GOLDEN_LIMIT // 2:,} bytes",
         )
-    return max(_FEWEST, min(_MOST, _INPUT_BUDGET // each))
+    by_work = max(_FEWEST_WORKED, _WORK_BUDGET // max(1, operations))
+    return max(_FEWEST, min(_MOST, _INPUT_BUDGET // each, by_work))
 
 
 def concrete(shape: Sequence[int], dynamic: int = _DYNAMIC) -> tuple[int, ...]:
@@ -95,6 +101,10 @@ def in_batches(answer: Callable[[Tensors], Tensors], inputs: Tensors, batch: int
     """The answers to any number of samples, asked so many at a time."""
     count = len(next(iter(inputs.values())))
     parts = [answer({name: array[start : start + batch] for name, array in inputs.items()}) for start in range(0, count, batch)]
+    return joined(parts)
+
+
+def joined(parts: Sequence[Tensors]) -> dict[str, Array]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from demo.manifests import deployment, upload_digits
 from devcluster.release import NAMESPACE, RELEASE, install
 from devcluster.tenant import Tenant
 
-from .conftest import deployment, upload_digits
 from .test_journey import answers
 
 ACCOUNT = f"system:serviceaccount:{NAMESPACE}:{RELEASE}"

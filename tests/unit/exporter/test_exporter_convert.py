@@ -527,6 +527,18 @@ def test_a_checkpoint_of_nan_is_not_passed(lenet: Any, tmp_path: Path) -> None:
     assert caught.value.reason is Reason.PARITY_FAILED
 
 
+def test_the_work_for_a_sample_is_counted_up_to_where_it_depends_on_numbers(lenet: Any) -> None:
+    class Undecided(LeNet5):  # type: ignore[misc]
+        def forward(self, image: Any) -> Any:
+            return super().forward(image)[: int(image.sum())]
+
+    whole = convert_step._operations(request(), lenet)
+    multiplications = 28 * 28 * 6 * 25 + 10 * 10 * 16 * 6 * 25 + 120 * 16 * 25 + 120 * 84 + 84 * 10
+    assert whole == 2 * multiplications
+    assert convert_step._operations(request(), Undecided().eval()) == whole
+    assert not any(tensor.is_meta for tensor in lenet.parameters())
+
+
 def test_the_opset_that_is_asked_for_is_written(lenet: Any, tmp_path: Path) -> None:
     asked = file_request(tmp_path, saved(lenet.state_dict(), tmp_path), conversion__opset=20)
     figures = json.loads((converted(asked, tmp_path).proof / FIGURES).read_text())

@@ -248,6 +248,28 @@ def test_a_graph_is_counted_with_what_its_branches_hold(export: Export) -> None:
     assert json.loads((export.output / REFERENCE).read_text())["eagerSeconds"] > 0
 
 
+@pytest.mark.parametrize("samples", range(1, 17))
+def test_each_sample_is_asked_once_in_batches_of_three_sizes(samples: int) -> None:
+    batches = prove_step.uneven(samples)
+    assert sum(batches) == samples
+    assert len(set(batches)) >= min(3, samples // 2)
+
+
+def test_a_batch_that_the_export_does_not_take_is_named(export: Export) -> None:
+    """As of an exporter that fixed a size: any batch goes in, and only those of 2 and more come out."""
+    model = onnx.load(export.output / MODEL)
+    number = onnx.helper.make_tensor("fixed", onnx.TensorProto.INT64, [1], [1])
+    model.graph.initializer.append(number)
+    (last,) = [node for node in model.graph.node if "logits" in node.output]
+    last.output[:] = ["scores"]
+    model.graph.node.append(onnx.helper.make_node("Gather", ["scores", "fixed"], ["one"], axis=0))
+    model.graph.node.append(onnx.helper.make_node("Add", ["scores", "one"], ["logits"]))
+    onnx.save(model, export.output / MODEL)
+    with pytest.raises(StepFailed, match="does not run in batches of 1,") as failed:
+        export.prove()
+    assert failed.value.reason is Reason.EXPORT_FAILED
+
+
 # --- data sets of real samples ------------------------------------------------------------------------------------------------
 
 
