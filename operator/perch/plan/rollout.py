@@ -26,7 +26,7 @@ from perch.api import (
 )
 from perch.builders.route import makes_copies
 from perch.durations import parse_duration
-from perch.evidence import Aim, Gathered
+from perch.evidence import Aim, Batch, Gathered
 from perch.judge import STALE, Kind, begin_step, judge, take_in, take_in_reading
 from perch.names import serving_name
 from perch.observed import ServingFacts
@@ -634,7 +634,7 @@ def _fold(trial: _Trial) -> _Trial:
         return trial
     evidence = evidence.model_copy(update={"since": format_time(gathered.since), "trouble": gathered.trouble})
     for batch in gathered.batches:
-        evidence = take_in(evidence, batch, trial.analysis, share=_meant_share(trial), together=_together(trial))
+        evidence = take_in(evidence, batch, trial.analysis, share=_meant_share(trial, batch), together=_together(trial))
     known = {m.name: m for m in evidence.metrics}
     prometheus = trial.analysis.prometheus
     queries = (prometheus.metrics or []) if prometheus else []
@@ -664,10 +664,17 @@ def _copied_too_often(trial: _Trial, evidence: Evidence) -> float | None:
     return copied if copied > (100 + percent) / 2 else None
 
 
-def _meant_share(trial: _Trial) -> float:
-    """The part of all counted requests that the canary is meant to get; a mirrored one is counted at both versions."""
+def _meant_share(trial: _Trial, batch: Batch) -> float:
+    """The part of all counted requests that the canary is meant to get; a mirrored one is counted at both versions.
+
+    Of a weight of 100 that the Gateway has not accepted yet each batch tells how far it is in place: every error from outside is
+    the canary's then, and it must not look worse by it than stable, who answers nothing.
+    """
     weight, copied = trial.evidence.weight or 0, _copied(trial)
-    return (weight + copied) / (100 + copied)
+    meant, requests = (weight + copied) / (100 + copied), batch.canary.requests + batch.stable.requests
+    if trial.ctx.present.get(trial.canary.version) == 100 and requests:
+        return max(meant, batch.canary.requests / requests)
+    return meant
 
 
 def _copied(trial: _Trial) -> int:

@@ -1167,6 +1167,15 @@ def test_an_abort_of_a_canary_that_answers_well_waits_for_stables_pods() -> None
 
 
 def test_a_canary_is_judged_while_the_gateway_does_not_accept_its_last_step() -> None:
+    world = unaccepted_100()
+    assert world.route is not None
+    assert not world.route.accepted
+    go_through(world, 60, canary=(900, 900))
+    assert world.ready_condition() == ("False", "ErrorRateHigher")
+
+
+def unaccepted_100() -> World:
+    """The last step is written, and the Gateway takes its time to accept it."""
     world = at_50()
     world.gateway_accepts = False
     for _ in range(120):
@@ -1174,10 +1183,15 @@ def test_a_canary_is_judged_while_the_gateway_does_not_accept_its_last_step() ->
         world.step()
         world.go_well()
     assert world.weights == {2: 100}
-    assert world.route is not None
-    assert not world.route.accepted
-    go_through(world, 60, canary=(900, 900))
-    assert world.ready_condition() == ("False", "ErrorRateHigher")
+    return world
+
+
+def test_a_canary_with_everything_is_not_taken_for_worse_than_stable_who_has_nothing_before_the_gateway_says_so() -> None:
+    world = unaccepted_100()
+    go_through(world, 30, stable=(0, 0), canary=(1000, 5))
+    assert world.weights == {2: 100}
+    go_through(world, 9, stable=(0, 0), canary=(1000, 500))
+    assert world.ready_condition() == ("False", "ErrorRateAboveMaximum")
 
 
 def test_more_replicas_are_no_reason_to_take_the_former_version_away_early() -> None:
