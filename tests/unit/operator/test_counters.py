@@ -252,7 +252,10 @@ def test_a_failure_counted_before_its_request_is_not_more_than_all() -> None:
 
 
 def test_an_ensembles_failures_are_those_of_its_models_once_and_a_bad_picture_is_none() -> None:
-    """What Triton 2.51 told after 6 answers, 2 pictures that cannot be read, and 1 failure of the network."""
+    """What Triton 2.51 told after 6 answers, 2 pictures that cannot be read, and 1 failure of the network.
+
+    triton core#377: cancellations of ensembles are counted as OTHER.
+    """
     lines = [
         'nv_inference_request_success{model="m",version="1"} 6',
         'nv_inference_request_success{model="m-preprocess",version="1"} 9',

@@ -551,6 +551,7 @@ def prometheus_aim(setting: Setting, **more: Any) -> Aim:
 
 
 async def test_counters_of_prometheus_take_the_place_of_the_pods(setting: Setting) -> None:
+    """triton server#7713, #8521: Triton counts error responses as successes; what stands before it need not."""
     setting.server.values = counters((1000, 10), (100, 50))
     setting.gatherer.aim(KEY, prometheus_aim(setting, **COUNTERS))
     await setting.looks(8, PROMETHEUS)

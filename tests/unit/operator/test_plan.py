@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 from perch.api import Phase
 from perch.names import FINALIZER, artifact_revision, cleanup_job_name, export_job_name
+from perch.observe import route_facts
 from perch.observed import JobState
 from perch.plan import Apply, Delete, SetFinalizer
 from perch.plan.exports import BACKOFF
@@ -110,6 +113,7 @@ def test_a_revert_to_pods_that_are_gone_starts_them_first_and_traffic_stays_mean
 
 
 def test_a_version_that_left_traffic_is_drained_then_out_of_the_route_then_gone() -> None:
+    """contour#2151, envoy gateway#9075: swapping backends in a route can give 503, so both stay until one is drained."""
     world = running(1, 2)
     change(world, 1, 2, stable=2)
     while world.weights != {2: 100}:
@@ -506,6 +510,7 @@ def test_a_cleanup_that_fails_lets_go_and_says_what_is_left() -> None:
 
 
 def test_a_namespace_that_goes_takes_the_object_along() -> None:
+    """kuberay#3388, tidb-operator#2888: cleanup Jobs cannot start in a terminating namespace."""
     world = running(1, repository=DELETE)
     world.jobs.clear()
     world.deleting = True
@@ -555,6 +560,26 @@ def test_nothing_is_written_when_nothing_changed() -> None:
     assert decided.events == ()
     assert decided.wake_at is None
     assert world.status == before
+
+
+def test_a_route_that_has_settled_is_not_written_again_for_what_the_server_or_others_add() -> None:
+    """gatewayapi plugin #208, #203, #217, flagger#1857: permanent OutOfSync."""
+    world = running(1, 2)
+    assert world.route is not None
+    found = copy.deepcopy(dict(world.route.spec)) | {"useDefaultGateways": "None"}
+    for number, rule in enumerate(found["rules"]):
+        rule["name"] = f"rule-{number}"
+    metadata = {
+        "generation": 3,
+        "resourceVersion": "9",
+        "namespace": "vision",
+        "annotations": {"argocd.argoproj.io/tracking-id": "a"},
+        "labels": {"app": "b"},
+    }
+    world.route = replace(route_facts({"metadata": metadata, "spec": found}, "digits"), accepted=True)
+    assert world.step().actions == ()
+    found["rules"].append({"matches": [{"path": {"type": "PathPrefix", "value": "/"}}]})
+    assert len(world.step().actions) == 1, "a rule of somebody else's is taken away"
 
 
 def test_an_operator_upgrade_with_other_defaults_renders_no_pod(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,7 @@ def presents(draw: st.DrawFn) -> dict[int, int]:
 def test_weights_sum_to_100_and_rise_only_on_the_ready(
     wanted: tuple[int, int | None, int], ready: dict[int, Readiness], present: dict[int, int]
 ) -> None:
+    """kgateway#11548: an empty backend still gets its share, and weights that are all zero are errors."""
     stable, canary, weight = wanted
     decided = decide_weights(stable, canary, weight, ready, present)
     if decided is None:

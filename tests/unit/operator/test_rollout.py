@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -402,6 +403,7 @@ def test_counts_of_another_epoch_are_not_taken_in() -> None:
 
 
 def test_too_few_requests_pause_the_step_and_it_goes_on_by_itself_when_there_are_enough() -> None:
+    """flagger#1353, #1035, #1011: low traffic fails releases, or passes them unseen."""
     world = releasing()
     until_accepted(world, 5)
     go_through(world, 200, canary=(1, 0))
@@ -620,6 +622,79 @@ def test_stable_that_breaks_while_the_canary_is_well_moves_no_weight() -> None:
     assert available.status == "False"
 
 
+def starting() -> World:
+    world = releasing()
+    world.step()
+    world.go_well_except_pods()
+    world.step()
+    return world
+
+
+def unaccepted() -> World:
+    world = releasing()
+    until_accepted(world, 5)
+    go_through(world, 130)
+    world.gateway_accepts = False
+    world.settle_pods()
+    return world
+
+
+def at_5(seconds: int = 9, canary: tuple[int, int] = (100, 0), **more: Any) -> World:
+    world = releasing()
+    until_accepted(world, 5)
+    commit(world, **more)
+    go_through(world, seconds, canary=canary)
+    return world
+
+
+def unseen() -> World:
+    world = at_5()
+    blind(world, 15)
+    return world
+
+
+def rolling() -> World:
+    world = at_50()
+    commit(world, runtime={"image": "triton:other"})
+    world.step()
+    return world
+
+
+def complete() -> World:
+    world = at_50()
+    go_through(world, 310)
+    until_accepted(world, 100)
+    world.step()
+    return world
+
+
+@pytest.mark.parametrize(
+    ("stuck", "reason"),
+    [
+        (starting, "Starting"),
+        (unaccepted, "ShiftingTraffic"),
+        (at_5, "Holding"),
+        (lambda: at_5(300, (1, 0)), "Inconclusive"),
+        (unseen, "NoEvidence"),
+        (lambda: at_5(paused=True), "Paused"),
+        (rolling, "RollingUpdate"),
+        (aborted, "ErrorRateHigher"),
+        (complete, "AwaitingPromotion"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_rollout_can_be_reverted_at_once_whatever_it_waits_for(stuck: Callable[[], World], reason: str) -> None:
+    """argo-rollouts#3316, flagger#1588: stuck rollouts that cannot be rolled back."""
+    world = stuck()
+    assert world.ready_condition()[1] == reason
+    commit(world, canary=None)
+    world.step()
+    assert world.weights == {1: 100}
+    world.gateway_accepts = True
+    world.settle()
+    assert world.ready_condition() == ("True", "Serving")
+
+
 # --- other commits in mid-rollout --------------------------------------------------------------------------------------------
 
 
@@ -652,6 +727,7 @@ def test_a_new_spec_in_mid_rollout_wins_and_never_makes_it_three_way(
 
 
 def test_a_rollback_after_the_promotion_asks_for_no_analysis() -> None:
+    """flagger#616: going back to a known-good version repeats the whole analysis."""
     world = releasing()
     world.settle()
     commit(world, stable=2, canary=None)
@@ -721,6 +797,7 @@ def test_surge_within_replicas_takes_the_canarys_pods_from_stables_and_shows_the
 
 
 def test_an_autoscaler_keeps_what_it_grew_through_rollout_and_runtime_change() -> None:
+    """argo-rollouts#3849, #2857, #4607: autoscalers fight the canary."""
     scaling = {"minReplicas": 2, "maxReplicas": 10, "targetCPUUtilizationPercentage": 80}
     runtime = {"autoscaling": scaling, "resources": {"requests": {"cpu": 1}}}
     world = World(spec(1, 2, runtime=runtime))
