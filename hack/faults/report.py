@@ -269,7 +269,8 @@ GATEWAY: tuple[Claim, ...] = (
         _every(
             _all("batch of 33", lambda row: row.envoy_total(_REFUSED[row.protocol]) == row.failed),
             _all("input of", lambda row: row.envoy_total(_REFUSED[row.protocol]) == row.failed),
-            _all("unknown", lambda row: row.envoy_total(_UNKNOWN[row.protocol]) >= row.failed),
+            _all("unknown model", lambda row: row.envoy_total(_UNKNOWN[row.protocol]) >= row.failed),
+            _all("unknown version", lambda row: row.envoy_total(_UNKNOWN[row.protocol]) >= row.failed),
         ),
     ),
     (

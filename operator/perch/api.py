@@ -1171,8 +1171,8 @@ class Analysis(Model):
     )
     max_error_rate: Decimal | None = Field(
         None,
-        description='Share of failed requests that no canary may exceed, a decimal string; "0.01" if omitted. A step passes '
-        "with at least 3/maxErrorRate canary requests and no alarm.",
+        description='Share of failed requests, a decimal string; "0.01" if omitted. A canary that exceeds it at weight 100 is '
+        "aborted; below, only stable is compared with. A step passes with at least 3/maxErrorRate canary requests and no alarm.",
         json_schema_extra=_rules(
             _number(">= 0.000001", "< 1.0", 'give a share below 1, at least 0.000001 (3,000,000 requests a step), such as "0.01"')
         ),

@@ -35,8 +35,9 @@ from perch.plan.servings import conflicts, foreign_plan, readiness, wanted_hash
 from perch.status import Event, Verdict, format_time, parse_time
 
 CONVERGED = timedelta(seconds=1)
-"""Counting begins so long after new weights were written. Most proxies have taken them in by then. Where one has not, the canary
-gets less than is assumed, and the evidence errs on its side; what it gets beyond that is seen in the counts."""
+"""Counting begins so long after new weights were written. Most proxies have taken them in by then. Where one has not, a canary
+whose weight rises gets less than is assumed, which errs on its side; one whose weight falls gets more, which the counts show, but
+only in the mean of the step."""
 FRESH = timedelta(seconds=60)
 """A restarted operator watches so long, at most a whole hold, before it lets a canary go further; always for a batch at least."""
 LOST = timedelta(seconds=30)
@@ -120,7 +121,8 @@ def decide_rollout(ctx: Context, exported: dict[int, VersionStatus]) -> Progress
     if found is not None:
         if _stands(ctx, found, canary, spec.rollout):
             seen = ctx.status.evidence if ctx.status.evidence and ctx.status.evidence.serving_hash == found.serving_hash else None
-            return Progress(aborted=kept, history=history, out=found, evidence=seen, verdict=_aborted_verdict(ctx, found))
+            verdict = _aborted_verdict(ctx, found, spec.rollout)
+            return Progress(aborted=kept, history=history, out=found, evidence=seen, verdict=verdict)
         kept = tuple(a for a in kept if a is not found)
     gate = next(e.verification.accuracy for e in spec.versions if e.version == traffic.canary)
     dropped = _dropped(gate, canary, exported[traffic.stable])
@@ -471,7 +473,7 @@ def _abort(trial: _Trial, reason: str, why: str) -> Progress:
         evidence=trial.evidence,
         aborted=(*trial.aborted, record),
         history=_add(trial.history, outcome),
-        verdict=_aborted_verdict(ctx, record),
+        verdict=_aborted_verdict(ctx, record, trial.rollout),
         out=record,
     )
 
@@ -485,16 +487,20 @@ def _stands(ctx: Context, found: Aborted, canary: VersionStatus, rollout: Rollou
     )
 
 
-def _aborted_verdict(ctx: Context, record: Aborted) -> Verdict:
+def _aborted_verdict(ctx: Context, record: Aborted, rollout: Rollout) -> Verdict:
     stable = ctx.spec.traffic.stable
     serving, has = ctx.observed.servings.get(stable), ctx.present.get(record.version, 0)
     goes = f"the traffic goes to version {stable}"
     if has and not (serving is not None and serving.full):
         goes = f"but keeps {has} % of the traffic until enough pods of version {stable} are ready"
+    kept = ""
+    if record.version in ctx.observed.servings and not share_places(ctx):
+        until = parse_time(record.time) + parse_duration(rollout.inspect_for)
+        kept = f". Its pods are kept for inspection until {format_time(until)} at least"
     return Verdict(
         "Stalled",
         record.reason,
-        f"version {record.version} was aborted, {goes}: {record.message}. Commit traffic "
+        f"version {record.version} was aborted, {goes}: {record.message}{kept}. Commit traffic "
         f"{{stable: {stable}}} to end the release; move rollout.retryAt to try the same version again",
     )
 

@@ -13,7 +13,7 @@ from perch.api import Status
 from perch.evidence import Gathered, Reading
 from perch.observed import PodTrouble
 from perch.plan import Apply
-from perch.status import build_events
+from perch.status import build_events, format_time
 from perch_exporter.contract import Accuracy, Verdict
 
 from .world import World, entry, spec
@@ -477,16 +477,19 @@ def test_an_alarm_takes_all_weight_in_one_write_and_says_why() -> None:
 
 def test_an_aborted_canary_keeps_its_pods_for_inspection_then_they_go_and_it_stays_aborted() -> None:
     world = aborted()
+    kept = f"Its pods are kept for inspection until {format_time(parse(world.status.aborted[0].time) + timedelta(minutes=30))}"
     world.go_well()
     world.step()
     world.now += timedelta(minutes=29)
     world.step()
     assert 2 in world.servings
+    assert kept in message(world)
     world.now += timedelta(minutes=2)
     for _ in range(4):
         world.step()
         world.go_well()
     assert 2 not in world.servings
+    assert "kept for inspection" not in message(world)
     assert world.ready_condition() == ("False", "ErrorRateHigher")
     assert world.weights == {1: 100}
     for _ in range(5):
