@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.apiserver import ApiServer, running
 
@@ -57,8 +59,11 @@ class Operator:
             os.kill(self.process.pid, how)
         return self.process.wait(20)
 
-    def metrics(self) -> str:
-        return httpx.get(f"http://127.0.0.1:{self.port}/metrics").text
+    def metric(self, name: str, **labels: str) -> float | None:
+        """The sample of this name and these labels; None where there is none (yet)."""
+        text = httpx.get(f"http://127.0.0.1:{self.port}/metrics").text
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        return next((sample.value for sample in samples if (sample.name, sample.labels) == (name, labels)), None)
 
     def says(self, text: str) -> bool:
         return text in self.log.read_text()
@@ -117,7 +122,7 @@ def test_an_operator_that_starts_before_its_crd_waits_says_so_and_then_works(
         # Gateway API is missing too, which is told and hurts nothing else.
         missing = eventually(lambda: condition(look(), "TrafficAccepted"), "traffic is judged")
         assert missing["reason"] == "GatewayAPIMissing"
-        eventually(lambda: 'perch_versions{phase="Exporting"} 2.0' in operator.metrics(), "both versions are counted")
+        eventually(lambda: operator.metric("perch_versions", phase="Exporting") == 2, "both versions are counted")
         jobs = json.loads(bare.kubectl("get", "jobs", "-o", "json").stdout)["items"]
         assert {j["metadata"]["ownerReferences"][0]["uid"] for j in jobs} == {look()["metadata"]["uid"]}
     assert operator.end() == 0
@@ -141,6 +146,39 @@ def test_the_lease_lets_one_act_a_goodbye_hands_over_at_once_and_a_kill_within_i
     two.end(signal.SIGKILL)
     eventually(lambda: holder(bare) == "three", "a Lease runs out", 25)
     print(f"takeover: {released:.1f} s after SIGTERM, {time.monotonic() - began:.1f} s after SIGKILL")
+
+
+def test_what_it_does_and_what_fails_is_counted_by_the_one_that_acts(bare: ApiServer, start: Callable[[str], Operator]) -> None:
+    bare.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
+    acting = start("acting")
+    eventually(lambda: holder(bare) == "acting", "it takes the Lease", 25)
+    standby = start("standby")
+    eventually(lambda: standby.says("standing by: acting holds"), "the other stands by")
+    strict = yaml.safe_load(CRD.read_text())
+    schema = strict["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
+    schema["x-kubernetes-validations"] = [{"rule": "!has(self.observedGeneration)", "message": "not today"}]
+    with model(bare, "counted") as look:
+        eventually(lambda: condition(look(), "Ready"), "it is looked at")
+        assert (acting.metric("perch_leader"), standby.metric("perch_leader")) == (1, 0)
+        done = eventually(lambda: acting.metric("perch_reconciles_total", result="done"), "a pass is counted")
+        assert eventually(lambda: acting.metric("perch_reconcile_duration_seconds_count"), "and timed") >= done
+        assert acting.metric("perch_reconciles_total", result="error") is None
+        assert standby.metric("perch_reconcile_duration_seconds_count") == 0
+
+        # No status can be written now, which no condition can say.
+        bare.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", text=yaml.safe_dump(strict))
+
+        another = itertools.count(30)
+
+        def failed() -> float | None:
+            changed = json.dumps({"spec": {"runtime": {"terminationGracePeriodSeconds": next(another)}}})
+            bare.kubectl("patch", "mdep", "counted", "--type=merge", "-p", changed)
+            return acting.metric("perch_reconciles_total", result="error")
+
+        eventually(failed, "a pass that failed is counted")
+        assert acting.says("not today")
+        bare.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
+        eventually(lambda: look()["status"]["observedGeneration"] == look()["metadata"]["generation"], "it goes on by itself", 60)
 
 
 def test_an_operator_whose_lease_was_taken_exits_and_says_why(bare: ApiServer, start: Callable[[str], Operator]) -> None:

@@ -8,12 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 
+from devcluster import gobuild
 from perch.crd import build_crd
 from tests.api.conftest import COLLECTION, CRDS
 from tests.api.test_admission import create, full_spec
 from tests.apiserver import ApiServer
-from tests.chart.conftest import CHART
+from tests.chart.conftest import CHART, Render
+from tests.chart.test_template import EVERYTHING
 
 CRD = f"{CRDS}/modeldeployments.serving.perch.dev"
 NAMESPACE = "perch-system"
@@ -88,8 +91,27 @@ def test_a_namespaced_release_installs_beside_a_crd_that_is_already_there(cluste
     assert stored(cluster, "/apis/rbac.authorization.k8s.io/v1/clusterroles/second-perch-perch-system") is None
 
 
-def test_every_rendered_object_passes_strict_validation(cluster: ApiServer) -> None:
-    """helm install itself lets unknown fields pass."""
+@pytest.fixture
+def gateway_api(cluster: ApiServer) -> None:
+    """Gateway API's own CRDs, from Envoy Gateway's chart."""
+    gobuild.extract_module_files(gobuild.ENVOY_GATEWAY, "charts/gateway-helm", cluster.folder / "build.log")
+    crds = gobuild.module_files(gobuild.ENVOY_GATEWAY, "charts/gateway-helm/charts/crds/crds") / "gatewayapi-crds.yaml"
+    cluster.kubectl("apply", "--server-side", "-f", str(crds))
+    cluster.wait_established("gateways.gateway.networking.k8s.io")
+
+
+@pytest.mark.parametrize("values", [{"replicas": 2}, EVERYTHING], ids=["two replicas", "everything that is optional"])
+def test_every_rendered_object_passes_strict_validation(
+    cluster: ApiServer, gateway_api: None, render: Render, values: dict[str, Any]
+) -> None:
+    """helm install itself lets unknown fields pass. The ServiceMonitor stays unvalidated: nothing here has its CRD."""
     cluster.kubectl("create", "namespace", NAMESPACE, check=False)
-    rendered = cluster.helm("template", "perch", str(CHART), "--namespace", NAMESPACE, "--set", "replicas=2").stdout
-    cluster.kubectl("apply", "--server-side", "--validate=strict", "--dry-run=server", "-f", "-", text=rendered)
+    objects = [body for body in render(values) if body["kind"] != "ServiceMonitor"]
+    strictly = ("apply", "--server-side", "--validate=strict", "--dry-run=server", "-f", "-")
+    told = cluster.kubectl(*strictly, text=yaml.safe_dump_all(objects)).stdout
+    assert told.count("serverside-applied (server dry run)") == len(objects)
+    assert ("Gateway" in {body["kind"] for body in objects}) == (values is EVERYTHING)
+    wrong = [{**body, "spec": {**body["spec"], "listner": []}} for body in objects if body["kind"] in ("Gateway", "Deployment")]
+    for body in wrong:
+        refused = cluster.kubectl(*strictly, text=yaml.safe_dump(body), check=False)
+        assert "spec.listner" in refused.stderr
