@@ -242,7 +242,12 @@ def _fail(step: Step, failure: StepFailed, termination_log: Path | None) -> None
     sys.stderr.write(f"{step} failed: {failure.reason}: {failure.message}\n")
     retryable = failure.reason.retryable
     report = ErrorReport(reason=failure.reason, message=failure.message, retryable=retryable, step=step)
-    _write(Summary(outcome=Outcome.FAILED, parity=failure.parity, error=report).to_json(), termination_log)
+    summary = Summary(outcome=Outcome.FAILED, error=report)
+    if found := failure.judged:
+        accuracy = found.accuracy and found.accuracy.brief
+        gates = {"parity": found.parity, "tolerance": found.tolerance, "accuracy": accuracy}
+        summary = summary.model_copy(update=gates)
+    _write(summary.to_json(), termination_log)
 
 
 def _report(summary: Summary, termination_log: Path | None) -> None:

@@ -65,4 +65,6 @@ def judge_accuracy(tally: Tally | Accuracy, gate: AccuracyGate) -> Accuracy:
         correct=tally.correct,
         checkpoint_correct=tally.checkpoint_correct,
         confused=tally.worst() if isinstance(tally, Tally) else tally.confused,
+        minimum=gate.minimum,
+        maximum_drop=gate.maximum_drop,
     )

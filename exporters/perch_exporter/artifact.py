@@ -60,7 +60,8 @@ class Published:
             artifact_digest=self.digest,
             size_bytes=self.manifest.size_bytes,
             parity=self.manifest.parity,
-            accuracy=self.manifest.accuracy and self.manifest.accuracy.model_copy(update={"confused": ()}),
+            tolerance=self.manifest.tolerance,
+            accuracy=self.manifest.accuracy and self.manifest.accuracy.brief,
             tooling=self.manifest.tooling,
             seconds=seconds,
         )

@@ -20,7 +20,7 @@ import numpy as np
 
 from perch_exporter.contract import ExportRequest, PlanFigures, Reason, TensorSpec, Triton, Verdict
 from perch_exporter.cuda import Cuda
-from perch_exporter.failure import StepFailed
+from perch_exporter.failure import Judged, StepFailed
 from perch_exporter.handover import handed_over, inspect
 from perch_exporter.parity import Answers, judge
 from perch_exporter.samples import Array, Golden, Tensors, load_golden
@@ -76,7 +76,8 @@ def build(request: ExportRequest, workspace: Workspace) -> None:
     log.info("parity %s: %s", parity.verdict, parity.message)
     if parity.verdict is not Verdict.PASSED:
         reason = Reason.PARITY_UNPROVABLE if parity.verdict is Verdict.UNPROVABLE else Reason.PARITY_FAILED
-        raise StepFailed(reason, f"the TensorRT plan does not answer as the checkpoint does: {parity.message}", parity)
+        words = f"the TensorRT plan does not answer as the checkpoint does: {parity.message}"
+        raise StepFailed(reason, words, Judged(parity, request.tolerance))
     seconds = round(time.monotonic() - started, 3)
     figures = PlanFigures(parity=parity, tensorrt=trt.__version__, compute_capability=capability, seconds=seconds)
     (workspace.plan / PLAN_FIGURES).write_text(figures.to_json())

@@ -731,6 +731,14 @@ class Accuracy(_Contract):
     correct: Annotated[int, Field(ge=0)]
     checkpoint_correct: Annotated[int, Field(ge=0)]
     confused: Annotated[tuple[Confused, ...], Field(max_length=20)] = ()
+    minimum: Share | None = None
+    maximum_drop: Share | None = None
+    """The limits that it was judged by."""
+
+    @property
+    def brief(self) -> Accuracy:
+        """Without the confused classes: a summary has no room for them."""
+        return self.model_copy(update={"confused": ()})
 
     @model_validator(mode="after")
     def _within_the_samples(self) -> Self:
@@ -921,8 +929,9 @@ class Summary(_Contract):
     artifact_digest: Digest | None = None
     size_bytes: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
     parity: Parity | None = None
+    tolerance: ParityTolerance | None = None
+    """What parity was judged by."""
     accuracy: Accuracy | None = None
-    """Without the confused classes: there is no room."""
     tooling: Tooling | None = None
     seconds: StepSeconds | None = None
     error: ErrorReport | None = None
@@ -939,7 +948,7 @@ class Summary(_Contract):
         text = super().to_json()
         error_room, parity_room = 2 * SUMMARY_LIMIT, SUMMARY_LIMIT
         while len(text.encode()) > SUMMARY_LIMIT:
-            # The parity's message goes first: where there is an error, its message says the same and more.
+            # The figures' messages go first: where there is an error, its message says the same and more.
             error_room, parity_room = int(error_room * 0.8), int(parity_room * 0.6)
             text = self._shortened(error_room, parity_room).model_dump_json(exclude_none=True)
         return text
@@ -950,6 +959,8 @@ class Summary(_Contract):
             update["error"] = self.error.model_copy(update={"message": shorten(self.error.message, error_room)})
         if self.parity:
             update["parity"] = self.parity.model_copy(update={"message": shorten(self.parity.message, parity_room)})
+        if self.accuracy:
+            update["accuracy"] = self.accuracy.model_copy(update={"message": shorten(self.accuracy.message, parity_room)})
         return self.model_copy(update=update)
 
 

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from perch_exporter.contract import Parity, Reason, shorten
+from dataclasses import dataclass
+
+from perch_exporter.contract import Accuracy, Parity, ParityTolerance, Reason, shorten
 
 _LONGEST = 4000
 
 
-class StepFailed(Exception):
-    """Says what failed, where, and the way out. `parity` comes along where a gate has figures to show."""
+@dataclass(frozen=True)
+class Judged:
+    """What the gates had found when one of them failed, and what parity was judged by."""
 
-    def __init__(self, reason: Reason, message: str, parity: Parity | None = None) -> None:
+    parity: Parity
+    tolerance: ParityTolerance
+    accuracy: Accuracy | None = None
+
+
+class StepFailed(Exception):
+    """Says what failed, where, and the way out. `judged` comes along where a gate has figures to show."""
+
+    def __init__(self, reason: Reason, message: str, judged: Judged | None = None) -> None:
         self.reason = reason
         self.message = one_line(message)
-        self.parity = parity
+        self.judged = judged
         super().__init__(f"{reason}: {self.message}")
 
 

@@ -23,7 +23,6 @@ from perch_exporter.contract import (
     ACCURACY,
     CALIBRATION,
     Accuracy,
-    AccuracyGate,
     ExportRequest,
     Figures,
     OnFailure,
@@ -36,7 +35,7 @@ from perch_exporter.contract import (
 )
 from perch_exporter.datasets import MOST_CALIBRATION, open_data_set
 from perch_exporter.detections import aligned
-from perch_exporter.failure import StepFailed
+from perch_exporter.failure import Judged, StepFailed
 from perch_exporter.handover import handed_over, inspect, inspect_golden, rejected
 from perch_exporter.onnx_file import GraphFacts, look_at
 from perch_exporter.onnx_session import ask, open_session
@@ -67,10 +66,10 @@ def prove(request: ExportRequest, workspace: Workspace) -> None:
     cases = _ask_all(request, session, golden, workspace)
     parity = judge([case.answers for case in cases], request.tolerance)
     log.info("parity %s: %s", parity.verdict, parity.message)
-    failure = None if parity.verdict is Verdict.PASSED else parity_failure(parity, request.conversion.precision)
+    failure = None if parity.verdict is Verdict.PASSED else _parity_failure(request, parity)
     measured = _measure(request, session, workspace) if failure is None else None
     if measured is not None:
-        failure = _accuracy_failure(measured.accuracy, request.verification.accuracy)
+        failure = _accuracy_failure(request, parity, measured.accuracy)
     figures = Figures(
         parity=parity,
         accuracy=measured.accuracy if measured else None,
@@ -167,13 +166,14 @@ def _case(
     return _Case(Answers(golden.outputs, joined(parts), f"{golden.samples} samples in batches of {sizes}{note}"), seconds)
 
 
-def parity_failure(parity: Parity, precision: Precision) -> StepFailed:
+def _parity_failure(request: ExportRequest, parity: Parity) -> StepFailed:
+    judged, precision = Judged(parity, request.tolerance), request.conversion.precision
     if parity.verdict is Verdict.UNPROVABLE:
         hint = "are these trained weights? A larger verification.parity.relativeTolerance asks for less"
-        return StepFailed(Reason.PARITY_UNPROVABLE, f"parity cannot be proven: {parity.message}; {hint}", parity)
+        return StepFailed(Reason.PARITY_UNPROVABLE, f"parity cannot be proven: {parity.message}; {hint}", judged)
     hint = "" if precision is Precision.FP32 else f"; this is {precision}, conversion.precision: FP32 is exact"
     return StepFailed(
-        Reason.PARITY_FAILED, f"the exported model does not answer as the checkpoint does: {parity.message}{hint}", parity
+        Reason.PARITY_FAILED, f"the exported model does not answer as the checkpoint does: {parity.message}{hint}", judged
     )
 
 
@@ -205,7 +205,8 @@ def _measure(request: ExportRequest, session: onnxruntime.InferenceSession, work
     return _Measured(accuracy, sorted(rows, key=lambda row: row.recall), worst.seen())
 
 
-def _accuracy_failure(accuracy: Accuracy, gate: AccuracyGate | None) -> StepFailed | None:
+def _accuracy_failure(request: ExportRequest, parity: Parity, accuracy: Accuracy) -> StepFailed | None:
+    gate = request.verification.accuracy
     if accuracy.verdict is Verdict.PASSED or gate is None or gate.on_failure is OnFailure.WARN:
         return None
     pairs = ", ".join(f"{pair.label} for {pair.predicted} ({pair.count} times)" for pair in accuracy.confused[:3])
@@ -213,6 +214,7 @@ def _accuracy_failure(accuracy: Accuracy, gate: AccuracyGate | None) -> StepFail
     return StepFailed(
         Reason.ACCURACY_FAILED,
         f"{accuracy.message}{taken}. A limit of verification.accuracy is missed; onFailure: Warn would publish it nevertheless",
+        Judged(parity, request.tolerance, accuracy),
     )
 
 

@@ -1808,18 +1808,32 @@ class Condition(StatusModel):
 
 
 class ParityStatus(StatusModel):
+    """Figures and limits of the gate, of a failed one too. A figure that is not judged, or not finite, is left out."""
+
+    verdict: str = Field(description="Passed, Failed or Unprovable.")
+    samples: Int32 | None = Field(None, description="Samples compared.")
     max_absolute_error: str = Field(description="Greatest absolute difference found.")
+    absolute_tolerance: str | None = Field(None, description="Its limit, times the spread where that is above 1.")
     max_relative_error: str = Field(description="Greatest difference found, relative to the outputs' spread.")
-    verdict: str = Field(description="Passed or Failed.")
+    relative_tolerance: str | None = Field(None, description="Its limit.")
+    spread: str | None = Field(None, description="How far the checkpoint's answers lie apart.")
+    top1_agreement: str | None = Field(None, description="Share of samples with the same class first.")
+    minimum_top1_agreement: str | None = Field(None, description="Its limit.")
+    cosine: str | None = Field(None, description="Smallest between the vectors of one sample.")
+    minimum_cosine: str | None = Field(None, description="Its limit.")
 
 
 class AccuracyStatus(StatusModel):
+    """Figures and limits of the gate, of a failed one too. A TensorRT plan's are those of the ONNX file it is built of."""
+
     accuracy: str = Field(description="Share of the data set's samples with the right first answer.")
     checkpoint_accuracy: str = Field(description="The same of the checkpoint.")
     correct: Int32 = Field(description="Samples with the right first answer.")
     samples: Int32 = Field(description="Samples of the data set.")
     dataset_sha256: str = Field(description="SHA-256 of the data set.")
-    verdict: str = Field(description="Passed, or Failed where verification.accuracy.onFailure is Warn.")
+    minimum: str | None = Field(None, description="Limit of accuracy.")
+    maximum_drop: str | None = Field(None, description="Limit of the drop below the checkpoint.")
+    verdict: str = Field(description="Passed or Failed; with onFailure: Warn a failed one is published.")
 
 
 class TensorRTStatus(StatusModel):
@@ -1834,8 +1848,8 @@ class VersionStatus(StatusModel):
     artifact_uri: str | None = Field(None, description="Where the artefact is published.")
     artifact_digest: str | None = Field(None, description="SHA-256 of the artefact's manifest.json, which pods check.")
     serving_hash: str | None = Field(None, description="Hash of artefact and runtime that the pods run.")
-    parity: ParityStatus | None = Field(None, description="Figures of the parity gate.")
-    accuracy: AccuracyStatus | None = Field(None, description="Figures of the accuracy gate.")
+    parity: ParityStatus | None = Field(None, description="The parity gate.")
+    accuracy: AccuracyStatus | None = Field(None, description="The accuracy gate; of a TensorRT plan, of its ONNX file.")
     tensorrt: TensorRTStatus | None = Field(None, description="What a TensorRT plan is bound to.")
     replicas: Int32 = Field(0, description="Pods wanted.")
     ready_replicas: Int32 = Field(0, description="Pods ready.")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal
 
-from perch.api import AccuracyStatus, Condition, Phase, Status, VersionStatus
+from perch.api import AccuracyStatus, Condition, ParityStatus, Phase, Status, VersionStatus
 from perch.observed import RouteFacts
 from perch.traffic import NOT_READY, Readiness
 
@@ -296,10 +296,28 @@ def _phase_event(version: VersionStatus, old: VersionStatus | None) -> Event | N
 
 def _published(version: VersionStatus) -> Event:
     parity = version.parity
-    figures = f", parity {parity.verdict} at {parity.max_absolute_error}" if parity else ""
+    figures = f", {_parity(parity)}" if parity else ""
     if accuracy := version.accuracy:
-        figures += f", accuracy {accuracy.accuracy} ({accuracy.verdict}; the checkpoint's is {accuracy.checkpoint_accuracy})"
+        figures += f", {_accuracy(accuracy)}"
+        if version.tensorrt:
+            figures += ", measured on the ONNX file that the plan was built of"
     return Event("Normal", "VersionPublished", f"version {version.version}: {version.artifact_uri}{figures}")
+
+
+def _parity(found: ParityStatus) -> str:
+    allowed = f" (allowed {found.relative_tolerance})" if found.relative_tolerance else ""
+    words = f"parity {found.verdict} at a relative error of {found.max_relative_error}{allowed}"
+    if found.minimum_top1_agreement:
+        words += f", top-1 agreement {found.top1_agreement} (at least {found.minimum_top1_agreement})"
+    if found.minimum_cosine:
+        words += f", cosine {found.cosine} (at least {found.minimum_cosine})"
+    return words
+
+
+def _accuracy(found: AccuracyStatus) -> str:
+    limits = f", at least {found.minimum}" if found.minimum else ""
+    limits += f", at most {found.maximum_drop} below" if found.maximum_drop else ""
+    return f"accuracy {found.accuracy} ({found.verdict}; the checkpoint's is {found.checkpoint_accuracy}{limits})"
 
 
 def _missed(number: int, accuracy: AccuracyStatus) -> Event:

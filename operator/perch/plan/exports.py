@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -107,24 +108,18 @@ def _export(ctx: Context, entry: Version, known: VersionStatus, failed: JobFacts
 
 
 def _under_way(known: VersionStatus, message: str | None = None) -> VersionStatus:
-    return known.model_copy(update={"phase": Phase.EXPORTING, "message": message, "retry_at": None, "export_hash": None})
+    update = {"phase": Phase.EXPORTING, "message": message, "retry_at": None, "export_hash": None}
+    return known.model_copy(update=_gates(None) | update)
 
 
 def _published(known: VersionStatus, summary: Summary) -> VersionStatus:
-    parity, tooling = summary.parity, summary.tooling
+    tooling = summary.tooling
     return known.model_copy(
-        update={
+        update=_gates(summary)
+        | {
             "phase": Phase.PUBLISHED,
             "artifact_uri": summary.artifact_uri,
             "artifact_digest": summary.artifact_digest,
-            "parity": ParityStatus(
-                max_absolute_error=_figure(parity.max_absolute_error),
-                max_relative_error=_figure(parity.max_relative_error),
-                verdict=parity.verdict.value,
-            )
-            if parity
-            else None,
-            "accuracy": _accuracy(summary.accuracy) if summary.accuracy else None,
             "tensorrt": TensorRTStatus(version=tooling.tensorrt, compute_capability=tooling.compute_capability or "")
             if tooling and tooling.tensorrt
             else None,
@@ -136,6 +131,31 @@ def _published(known: VersionStatus, summary: Summary) -> VersionStatus:
     )
 
 
+def _gates(summary: Summary | None) -> dict[str, Any]:
+    """Figures and limits of the gates, as far as they were judged."""
+    parity, accuracy = (summary.parity, summary.accuracy) if summary else (None, None)
+    return {
+        "parity": _parity(parity, summary.tolerance) if summary and parity else None,
+        "accuracy": _accuracy(accuracy) if accuracy else None,
+    }
+
+
+def _parity(found: contract.Parity, limits: contract.ParityTolerance | None) -> ParityStatus:
+    return ParityStatus(
+        verdict=found.verdict.value,
+        samples=found.samples,
+        max_absolute_error=_figure(found.max_absolute_error) or "not finite",
+        absolute_tolerance=limits and limits.absolute_tolerance,
+        max_relative_error=_figure(found.max_relative_error) or "not finite",
+        relative_tolerance=limits and limits.relative_tolerance,
+        spread=_figure(found.spread),
+        top1_agreement=_share(found.top1_agreement),
+        minimum_top1_agreement=limits and limits.minimum_top1_agreement,
+        cosine=_share(found.cosine),
+        minimum_cosine=limits and limits.minimum_cosine,
+    )
+
+
 def _accuracy(found: contract.Accuracy) -> AccuracyStatus:
     return AccuracyStatus(
         accuracy=f"{found.correct / found.samples:.4f}",
@@ -143,12 +163,19 @@ def _accuracy(found: contract.Accuracy) -> AccuracyStatus:
         correct=found.correct,
         samples=found.samples,
         dataset_sha256=found.dataset_sha256,
+        minimum=found.minimum,
+        maximum_drop=found.maximum_drop,
         verdict=found.verdict.value,
     )
 
 
-def _figure(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.3g}"
+def _figure(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3g}"
+
+
+def _share(value: float | None) -> str | None:
+    """A digit more than limits have: what misses 0.999 by little must not read like it."""
+    return None if value is None else f"{value:.5g}"
 
 
 def _failed_export(ctx: Context, known: VersionStatus, job: JobFacts) -> VersionStatus:
@@ -160,7 +187,8 @@ def _failed_export(ctx: Context, known: VersionStatus, job: JobFacts) -> Version
     message = f"{error.step.value}: {error.message} ({error.reason.value})" if error else job.words or "the export Job failed"
     if error is not None and not error.retryable:
         return known.model_copy(
-            update={"phase": Phase.FAILED, "message": message, "retry_at": None, "export_hash": job.export_hash}
+            update=_gates(job.summary)
+            | {"phase": Phase.FAILED, "message": message, "retry_at": None, "export_hash": job.export_hash}
         )
     if known.phase is Phase.FAILED and known.retry_at is not None:
         due = parse_time(known.retry_at)

@@ -252,6 +252,7 @@ def test_retryable_reasons_are_those_that_time_may_mend() -> None:
 # No lone surrogates: StepFailed's one_line() takes them away, tested with the command line.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=4096)
 URI = "s3://" + "b" * 1019
+LONG = "0." + "9" * 30
 
 
 @settings(deadline=None)  # the machine may be busy
@@ -262,7 +263,29 @@ def test_a_summary_always_fits_and_stays_json_of_its_schema(message: str, parity
         artifact_uri=URI if full else None,
         artifact_digest="sha256:" + "0" * 64,
         size_bytes=2**63 - 1,
-        parity=Parity(verdict=Verdict.FAILED, message=parity, samples=16, max_absolute_error=1e308, max_relative_error=1e-308),
+        parity=Parity(
+            verdict=Verdict.FAILED,
+            message=parity,
+            samples=16,
+            max_absolute_error=1e308,
+            max_relative_error=1e-308,
+            spread=1 / 3,
+            top1_agreement=1 / 3,
+            cosine=-1 / 3,
+        ),
+        tolerance=ParityTolerance(
+            absolute_tolerance=LONG, relative_tolerance=LONG, minimum_top1_agreement=LONG, minimum_cosine=LONG, minimum_iou=LONG
+        ),
+        accuracy=contract.Accuracy(
+            verdict=Verdict.FAILED,
+            message=parity[:1024],
+            dataset_sha256="a" * 64,
+            samples=10**9,
+            correct=10**9,
+            checkpoint_correct=10**9,
+            minimum=LONG,
+            maximum_drop=LONG,
+        ),
         tooling=contract.Tooling(torch="1" * 64, onnx="1" * 64, onnxruntime="1" * 64, opset=18),
         seconds=contract.StepSeconds(fetch=1 / 3, convert=1 / 3, publish=1 / 3),
         error=ErrorReport(reason=Reason.PARITY_FAILED, message=message * stretch, retryable=False, step=Step.CONVERT),

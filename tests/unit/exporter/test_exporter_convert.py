@@ -506,7 +506,7 @@ def test_an_export_of_other_weights_fails_the_gate(
     with pytest.raises(StepFailed, match="largest error") as caught:
         converted(asked, tmp_path)
     assert caught.value.reason is Reason.PARITY_FAILED
-    assert caught.value.parity is not None
+    assert caught.value.judged is not None
     assert (caught.value.parity.max_relative_error or 0) > 1e-3
     assert not (tmp_path / "work/proof" / FIGURES).exists()
 

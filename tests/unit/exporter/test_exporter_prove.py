@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from exporter_builders import PICTURES, convert_and_prove, file_request, wheel_folder
 
-from perch_exporter.contract import ExportRequest, Figures, Outcome, Reason, Verification
+from perch_exporter.contract import ExportRequest, Figures, Outcome, Reason, Verdict, Verification
 from perch_exporter.failure import StepFailed
 from perch_exporter.fetch import fetch
 from perch_exporter.parity import judge
@@ -88,6 +88,20 @@ def test_the_figures_are_those_of_the_artefact_and_the_report_tells_them(export:
     assert "taken for" in report
     parameters = sum(parameter.numel() for parameter in export.model.parameters())
     assert f"{parameters:,} parameters" in report
+
+
+def test_a_missed_accuracy_brings_the_figures_and_limits_of_both_gates_along(export: Export) -> None:
+    gate = export.request.verification.accuracy
+    assert gate is not None
+    higher = Verification(accuracy=gate.model_copy(update={"minimum": "0.99"}))
+    export.request = export.request.model_copy(update={"verification": higher})
+    with pytest.raises(StepFailed, match=r"0\.0400 below the minimum of 0\.99") as failed:
+        export.prove()
+    judged = failed.value.judged
+    assert judged is not None
+    assert judged.accuracy is not None
+    assert (judged.parity.verdict, judged.accuracy.verdict) == (Verdict.PASSED, Verdict.FAILED)
+    assert (judged.accuracy.minimum, judged.tolerance) == ("0.99", export.request.tolerance)
 
 
 def test_golden_samples_are_real_ones_where_there_is_a_data_set(export: Export) -> None:

@@ -16,7 +16,7 @@ from perch.observed import JobState
 from perch.plan import Apply, Delete, SetFinalizer
 from perch.plan.exports import BACKOFF
 from perch.status import build_events, with_failures
-from perch_exporter.contract import Reason, Tooling
+from perch_exporter.contract import Accuracy, Parity, ParityTolerance, Reason, Tooling, Verdict
 
 from .world import World, entry, spec
 
@@ -271,6 +271,7 @@ TENSORRT: dict[str, Any] = {
     "builder": {"tensorrtImage": "perch-tensorrt:25.10", "resources": GPU},
     "runtime": {"image": "triton:25.10", "tensorrtVersion": "10.13.3.9", "resources": GPU},
 }
+BUILT = Tooling(torch="2.15.0", onnx="1.23.2", onnxruntime="1.31.1", opset=18, tensorrt="10.13.3.9", compute_capability="9.0")
 REMEDIES = {
     "another image to build by": {"builder": {**TENSORRT["builder"], "tensorrtImage": "perch-tensorrt:25.12"}},
     "the version that the runtime has": {"runtime": {**TENSORRT["runtime"], "tensorrtVersion": "10.14.1.48"}},
@@ -351,6 +352,104 @@ def test_passing_trouble_is_tried_again_at_once_where_the_job_would_be_another()
     assert known.attempts == 0
 
 
+GATES = {
+    "parity": Parity(
+        verdict=Verdict.PASSED,
+        samples=128,
+        max_absolute_error=0.0123456,
+        spread=12.3456,
+        max_relative_error=0.001,
+        top1_agreement=0.99949,
+        cosine=0.99996,
+    ),
+    "tolerance": ParityTolerance(
+        absolute_tolerance="5e-2", relative_tolerance="1e-2", minimum_top1_agreement="0.9", minimum_cosine="0.95"
+    ),
+    "accuracy": Accuracy(
+        verdict=Verdict.PASSED,
+        dataset_sha256="a" * 64,
+        samples=1000,
+        correct=979,
+        checkpoint_correct=981,
+        minimum="0.95",
+        maximum_drop="0.01",
+    ),
+}
+FIGURES = {
+    "verdict": "Passed",
+    "samples": 128,
+    "maxAbsoluteError": "0.0123",
+    "absoluteTolerance": "5e-2",
+    "maxRelativeError": "0.001",
+    "relativeTolerance": "1e-2",
+    "spread": "12.3",
+    "top1Agreement": "0.99949",
+    "minimumTop1Agreement": "0.9",
+    "cosine": "0.99996",
+    "minimumCosine": "0.95",
+}
+
+
+def test_the_gates_figures_limits_and_verdicts_stand_in_status_and_in_the_event() -> None:
+    world = World(spec(1))
+    world.gates = GATES
+    world.step()
+    world.finish(job_of(world, 1))
+    before = world.status
+    world.step()
+    written = world.status.model_dump(by_alias=True, mode="json")["versions"][0]
+    assert written["parity"] == FIGURES
+    assert written["accuracy"] == {
+        "accuracy": "0.9790",
+        "checkpointAccuracy": "0.9810",
+        "correct": 979,
+        "samples": 1000,
+        "datasetSha256": "a" * 64,
+        "minimum": "0.95",
+        "maximumDrop": "0.01",
+        "verdict": "Passed",
+    }
+    told = next(event.message for event in build_events(before, world.status) if event.reason == "VersionPublished")
+    assert told.endswith(
+        "parity Passed at a relative error of 0.001 (allowed 1e-2), top-1 agreement 0.99949 (at least 0.9), "
+        "cosine 0.99996 (at least 0.95), accuracy 0.9790 (Passed; the checkpoint's is 0.9810, at least 0.95, at most 0.01 below)"
+    )
+
+
+def test_a_failed_gate_leaves_its_figures_and_limits_in_status_until_the_next_attempt() -> None:
+    world = World(spec(1))
+    world.step()
+    world.gates = {**GATES, "parity": Parity(verdict=Verdict.FAILED, samples=16), "accuracy": None}
+    world.fail(job_of(world, 1), Reason.PARITY_FAILED)
+    world.step()
+    known = world.status.of(1)
+    assert known is not None
+    assert known.parity is not None
+    assert (known.parity.verdict, known.parity.max_absolute_error, known.parity.relative_tolerance) == (
+        "Failed",
+        "not finite",
+        "1e-2",
+    )
+    assert known.accuracy is None
+    change(world, 1, builder={"nodeSelector": {"disk": "fast"}})
+    world.step()
+    world.step()
+    known = world.status.of(1)
+    assert known is not None
+    assert (known.phase, known.parity) == (Phase.EXPORTING, None)
+
+
+def test_of_a_plan_the_accuracy_is_the_onnx_files_and_the_event_says_so() -> None:
+    world = World(spec(1, **TENSORRT))
+    world.gates, world.tooling = GATES, BUILT
+    world.step()
+    world.finish(job_of(world, 1))
+    before = world.status
+    world.step()
+    told = next(event.message for event in build_events(before, world.status) if event.reason == "VersionPublished")
+    assert told.endswith("measured on the ONNX file that the plan was built of")
+
+
 def test_a_bad_canary_stalls_while_stable_goes_on_serving() -> None:
     world = running(1)
     change(world, 1, 2, canary=2)
@@ -406,9 +505,7 @@ def test_a_plan_is_given_to_no_other_tensorrt_and_what_served_goes_on() -> None:
     runtime = TENSORRT["runtime"]
     asked = {name: TENSORRT[name] for name in ("versions", "builder")}
     world = World(spec(1, runtime=runtime, **asked))
-    world.tooling = Tooling(
-        torch="2.15.0", onnx="1.23.2", onnxruntime="1.31.1", opset=18, tensorrt="10.13.3.9", compute_capability="9.0"
-    )
+    world.tooling = BUILT
     world.settle()
     assert world.ready_condition() == ("True", "Serving")
     known = world.status.of(1)

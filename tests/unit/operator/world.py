@@ -78,6 +78,8 @@ class World:
     policies: dict[str, Any] = field(default_factory=dict)
     accuracies: dict[int, Accuracy] = field(default_factory=dict)
     """What the exports of a version find."""
+    gates: dict[str, Any] = field(default_factory=dict)
+    """What any export's summary says of the gates, passed or failed."""
     gathered: Gathered | None = None
     gathering_since: datetime = START
 
@@ -193,7 +195,7 @@ class World:
         summary = None
         if not name.endswith("-delete"):
             summary = Summary(
-                accuracy=self.accuracies.get(job.version),
+                **{"accuracy": self.accuracies.get(job.version)} | self.gates,
                 outcome=Outcome.PUBLISHED,
                 artifact_uri=f"s3://models/{name}",
                 artifact_digest=f"sha256:{job.revision * 8}",
@@ -203,7 +205,7 @@ class World:
 
     def fail(self, name: str, reason: Reason, message: str = "no such thing") -> None:
         report = ErrorReport(reason=reason, message=message, retryable=reason.retryable, step=Step.FETCH)
-        summary = Summary(outcome=Outcome.FAILED, error=report)
+        summary = Summary(outcome=Outcome.FAILED, error=report, **self.gates)
         self.jobs[name] = replace(self.jobs[name], state=JobState.FAILED, summary=summary, finished_at=self.now)
 
     def ready(self, version: int, pods: int | None = None, **more: Any) -> None:
