@@ -1838,7 +1838,7 @@ class AccuracyStatus(StatusModel):
 
 class TensorRTStatus(StatusModel):
     version: str = Field(description="TensorRT that built the plan, and that alone can serve it.")
-    compute_capability: str = Field(description="Of the GPU that it was built on, such as 9.0.")
+    compute_capability: str = Field(description="Of the GPU that it was built on, such as 9.0: pods run on such nodes alone.")
 
 
 class VersionStatus(StatusModel):

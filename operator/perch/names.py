@@ -18,6 +18,9 @@ LABEL_VERSION = f"{GROUP}/version"
 LABEL_COMPONENT = f"{GROUP}/component"
 SELECTOR = f"{LABEL_MANAGED_BY}={FIELD_MANAGER},{LABEL_OWNER}"
 
+LABELS_COMPUTE_CAPABILITY = ("nvidia.com/gpu.compute.major", "nvidia.com/gpu.compute.minor")
+"""Of nodes, by NVIDIA's GPU feature discovery, which its GPU operator brings along."""
+
 ANNOTATION_REVISION = f"{GROUP}/artifact-revision"
 ANNOTATION_SERVING_HASH = f"{GROUP}/serving-hash"
 ANNOTATION_EXPORT_HASH = f"{GROUP}/export-hash"

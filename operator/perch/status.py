@@ -37,7 +37,7 @@ class VersionFacts:
     conflict: bool = False
     """Pods of this number run another content: the entry was removed and put back changed."""
     foreign: str | None = None
-    """Why this runtime may not have the artefact: a plan of another TensorRT."""
+    """Why this runtime may not have the artefact: a plan of another TensorRT, or for other GPUs."""
     removed: bool = False
 
     def replace_status(self, status: VersionStatus) -> VersionFacts:

@@ -15,6 +15,7 @@ from perch.builders.store import ca_env, ca_mount, ca_volume, credentials_env
 from perch.names import (
     ANNOTATION_REVISION,
     ANNOTATION_SERVING_HASH,
+    LABELS_COMPUTE_CAPABILITY,
     artifact_uri,
     child_labels,
     pod_selector,
@@ -45,11 +46,13 @@ def build_deployment(
     installation: Installation,
     *,
     replicas: int | None = None,
+    compute_capability: str | None = None,
 ) -> dict[str, Any]:
     """The Deployment of one published version. Rolling updates surge: a pod leaves only when its successor has proven itself.
 
     `replicas`: pods; runtime.replicas if omitted. Always written: a server-side apply that no longer names what a former one did
     resets it to 1, so beside an autoscaler the present number must be given.
+    `compute_capability`: of the GPU that a TensorRT plan was built on, and that its pods need.
     """
     runtime = spec.runtime
     dump = runtime.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -180,12 +183,12 @@ def build_deployment(
                 for key in (
                     "nodeSelector",
                     "tolerations",
-                    "affinity",
                     "imagePullSecrets",
                     "serviceAccountName",
                     "runtimeClassName",
                 )
             },
+            "affinity": _affinity(dump.get("affinity"), compute_capability),
         }
     )
     content = serving_hash(revision, artifact_digest, spec)
@@ -208,6 +211,24 @@ def build_deployment(
             "template": {"metadata": {"labels": labels, "annotations": {ANNOTATION_SERVING_HASH: content}}, "spec": pod},
         },
     }
+
+
+def _affinity(wanted: dict[str, Any] | None, compute_capability: str | None) -> dict[str, Any] | None:
+    """The user's, and besides the nodes that can run the plan: on a GPU of another generation it would load in none."""
+    if not compute_capability:
+        return wanted
+    own = [
+        {"key": label, "operator": "In", "values": [value]}
+        for label, value in zip(LABELS_COMPUTE_CAPABILITY, compute_capability.split("."), strict=True)
+    ]
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    nodes = (wanted or {}).get("nodeAffinity", {})
+    # Any of the terms is enough for the scheduler, so each of them asks for it; an empty one matches no node, and stays so.
+    terms = [
+        {**term, "matchExpressions": [*term.get("matchExpressions", []), *own]} if term else term
+        for term in nodes.get(required, {"nodeSelectorTerms": [{"matchExpressions": []}]})["nodeSelectorTerms"]
+    ]
+    return {**(wanted or {}), "nodeAffinity": {**nodes, required: {"nodeSelectorTerms": terms}}}
 
 
 def _cache(entry: Version, runtime: Runtime) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from perch.api import Phase, Version, VersionStatus
 from perch.builders.autoscaler import build_autoscaler
 from perch.builders.serving import build_budget, build_deployment, build_service
-from perch.names import serving_hash, serving_name, version_of
+from perch.names import LABELS_COMPUTE_CAPABILITY, serving_hash, serving_name, version_of
 from perch.observed import ServingFacts, matches
 from perch.plan.context import Apply, Context, Delete, Scale
 from perch.status import VersionFacts
@@ -23,15 +23,32 @@ def conflicts(ctx: Context, exported: VersionStatus) -> bool:
 
 
 def foreign_plan(ctx: Context, exported: VersionStatus) -> str | None:
-    """Why the artefact may not be given to this runtime, where it is a plan of another TensorRT."""
+    """Why the artefact may not be given to this runtime, where it is a plan of another TensorRT or for other GPUs.
+
+    Of the nodes the planner knows what nodeSelector says; the pods ask the scheduler for the right ones in any case.
+    """
     built, runs = exported.tensorrt, ctx.spec.runtime.tensorrt_version
-    if built is None or built.version == runs:
+    if built is None:
         return None
+    if built.version == runs:
+        return _other_gpu(ctx, exported.version, built.compute_capability)
     return (
         f"version {exported.version} is a plan of TensorRT {built.version} (compute capability {built.compute_capability}) and "
         f"runtime.tensorrtVersion says {runs or 'nothing'}: a plan runs on the version that built it alone. Set runtime.image "
         "and tensorrtVersion back, or list the checkpoint under a new version number, to be built by the runtime's TensorRT"
     )
+
+
+def _other_gpu(ctx: Context, version: int, capability: str) -> str | None:
+    asked = ctx.spec.runtime.node_selector or {}
+    for label, needed in zip(LABELS_COMPUTE_CAPABILITY, capability.split("."), strict=False):
+        if asked.get(label, needed) != needed:
+            return (
+                f"version {version} is a plan for GPUs of compute capability {capability} and runtime.nodeSelector asks for "
+                f"{label}={asked[label]}: a plan runs on GPUs like the one that built it. Set nodeSelector back, or list the "
+                "checkpoint under a new version number, to be built on such a GPU (builder.nodeSelector)"
+            )
+    return None
 
 
 def readiness(serving: ServingFacts | None, wanted: int) -> Readiness:
@@ -94,9 +111,15 @@ def _apply_serving(
     # Beside an autoscaler the pods that it chose are named again: an apply that leaves `replicas` out would reset it to 1.
     replicas = serving.replicas if scaled and serving is not None else wanted
     if serving is None or (serving.serving_hash != wanted_hash(ctx, exported) and not frozen):
-        digest = exported.artifact_digest or ""
         body = build_deployment(
-            ctx.identity, ctx.spec, entry, exported.artifact_revision, digest, ctx.installation, replicas=replicas
+            ctx.identity,
+            ctx.spec,
+            entry,
+            exported.artifact_revision,
+            exported.artifact_digest or "",
+            ctx.installation,
+            replicas=replicas,
+            compute_capability=exported.tensorrt.compute_capability if exported.tensorrt else None,
         )
         # Had the autoscaler chosen others meanwhile, its choice would be undone: then this pass fails and the next one knows it.
         ctx.actions.append(Apply(body, serving.resource_version if scaled and serving is not None else None))

@@ -226,6 +226,47 @@ def test_pods_carry_the_hash_of_what_they_serve_and_a_number_of_replicas_changes
     assert all(other["spec"]["template"] == built["spec"]["template"] for other in others)
 
 
+MAJOR, MINOR = "nvidia.com/gpu.compute.major", "nvidia.com/gpu.compute.minor"
+GENERATION = [{"key": MAJOR, "operator": "In", "values": ["9"]}, {"key": MINOR, "operator": "In", "values": ["0"]}]
+ZONE = {"key": "zone", "operator": "In", "values": ["a"]}
+PREFERRED = [{"weight": 1, "preference": {"matchExpressions": [ZONE]}}]
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+
+
+def required(*terms: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"nodeAffinity": {**more, REQUIRED: {"nodeSelectorTerms": list(terms)}}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "rendered"),
+    [
+        pytest.param(None, required({"matchExpressions": GENERATION}), id="none"),
+        pytest.param(
+            required({"matchExpressions": [ZONE]}, {"matchFields": [ZONE]}),
+            required({"matchExpressions": [ZONE, *GENERATION]}, {"matchFields": [ZONE], "matchExpressions": GENERATION}),
+            id="either of two kinds of nodes",
+        ),
+        pytest.param(
+            {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": PREFERRED}},
+            required({"matchExpressions": GENERATION}, preferredDuringSchedulingIgnoredDuringExecution=PREFERRED),
+            id="a preference",
+        ),
+        pytest.param(required({}), required({}), id="no node at all"),
+        pytest.param(
+            {"podAntiAffinity": {REQUIRED: [{"topologyKey": "zone"}]}},
+            {"podAntiAffinity": {REQUIRED: [{"topologyKey": "zone"}]}, **required({"matchExpressions": GENERATION})},
+            id="other pods",
+        ),
+    ],
+)
+def test_a_plan_needs_nodes_of_its_gpu_generation_beside_what_the_affinity_asks_for(
+    asked: dict[str, Any] | None, rendered: dict[str, Any]
+) -> None:
+    wanted = spec(1, runtime={"affinity": asked} if asked else {})
+    assert deployment(wanted, compute_capability="9.0")["spec"]["template"]["spec"]["affinity"] == rendered
+    assert deployment(wanted)["spec"]["template"]["spec"].get("affinity") == asked, "what is no plan runs anywhere"
+
+
 def deployment(asked: Spec, **more: Any) -> dict[str, Any]:
     entry = asked.versions[0]
     return build_deployment(IDENTITY, asked, entry, artifact_revision(entry), "sha256:" + "0" * 64, INSTALLATION, **more)

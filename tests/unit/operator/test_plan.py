@@ -535,6 +535,31 @@ def test_a_plan_is_given_to_no_other_tensorrt_and_what_served_goes_on() -> None:
     assert world.ready_condition() == ("True", "Serving")
 
 
+def test_a_plan_is_given_to_gpus_of_no_other_generation() -> None:
+    label = "nvidia.com/gpu.compute.major"
+    selects = {number: {**TENSORRT["runtime"], "nodeSelector": {label: number}} for number in ("8", "9")}
+    world = World(spec(1, **TENSORRT | {"runtime": selects["9"]}))
+    world.tooling = BUILT
+    world.settle()
+    rendered = next(
+        action.body
+        for decided in world.plans
+        for action in decided.actions
+        if isinstance(action, Apply) and action.body["kind"] == "Deployment"
+    )
+    terms = rendered["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert {"key": label, "operator": "In", "values": ["9"]} in terms["nodeSelectorTerms"][0]["matchExpressions"]
+
+    former = world.servings[1]
+    change(world, 1, **TENSORRT | {"runtime": selects["8"]})
+    world.settle()
+    assert world.servings[1].serving_hash == former.serving_hash
+    condition = world.status.condition("Ready")
+    assert condition is not None
+    assert condition.reason == "TensorRTMismatch"
+    assert f"compute capability 9.0 and runtime.nodeSelector asks for {label}=8" in condition.message
+
+
 def test_a_lost_status_is_found_again_from_the_children() -> None:
     world = running(1, 2, canary=2)
     rendered = list(world.rendered)
