@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from demo.checkpoints import path as digits_checkpoint
 
-Answer = Literal["tensors", "classes", "pictures"]
+Answer = Literal["tensors", "classes", "pictures", "features", "detections"]
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,11 @@ class Case:
     """As the version writes them, in camelCase."""
     layer: str | None = None
     weights: str | None = None
-    """A trained state dict; else they are random."""
+    """A state dict that the demo trained on digits; else they are random."""
     asked: Answer = "tensors"
-    """`classes` by Triton's classification extension, `pictures` as JPEG."""
+    """`classes` by Triton's classification extension, `pictures` and `features` (of pictures) as JPEG."""
+    detections: int = 0
+    """Rows of a detector's answer."""
     more: dict[str, Any] = field(default_factory=dict)
     """Fields of the version's entry."""
 
@@ -52,6 +54,9 @@ class Case:
 
     @property
     def outputs(self) -> list[dict[str, Any]]:
+        if self.asked == "detections":
+            columns: list[tuple[str, str, list[int]]] = [("boxes", "FP32", [4]), ("labels", "INT64", []), ("scores", "FP32", [])]
+            return [{"name": name, "dataType": kind, "shape": [self.detections, *rest]} for name, kind, rest in columns]
         number = [{"name": "class", "dataType": "INT64", "shape": [1]}] if self.own else []
         return [{"name": "features" if self.layer else "logits", "dataType": "FP32", "shape": [self.classes]}, *number]
 
@@ -98,7 +103,7 @@ PICTURES = {
     },
     "postprocessing": {"softmax": True, "topK": 5},
 }
-_DIGITS: dict[str, Any] = {"shape": (1, 28, 28), "classes": 10, "weights": str(digits_checkpoint(2))}
+DIGITS: dict[str, Any] = {"shape": (1, 28, 28), "classes": 10, "weights": str(digits_checkpoint(2))}
 _BY_NAME = (
     *("alexnet", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"),
     *("googlenet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121", "squeezenet1_1"),
@@ -108,11 +113,30 @@ _BY_NAME = (
 # Without training the first classes lie so near each other that INT8 changes their order: 0.615 agreed.
 UNTRAINED = {"verification": {"parity": {"minimumTop1Agreement": "0"}}}
 _RESNET = "torchvision:resnet18"
+_SMALL = {"minSize": 128, "maxSize": 150}  # the default of 800 takes minutes for a picture
+_DETECTORS: tuple[tuple[str, tuple[int, int], int, dict[str, int]], ...] = (
+    ("ssd300_vgg16", (300, 400), 200, {}),
+    ("ssdlite320_mobilenet_v3_large", (320, 320), 300, {}),
+    ("retinanet_resnet50_fpn", (60, 100), 300, _SMALL),
+    ("retinanet_resnet50_fpn_v2", (60, 100), 300, _SMALL),
+    ("fcos_resnet50_fpn", (60, 100), 100, _SMALL),
+)
 CASES = (
-    Case("LeNet-5", "lenet5", **_DIGITS),
+    Case("LeNet-5", "lenet5", **DIGITS),
     Case("ZFNet", "zfnet"),
     *(Case(name, f"torchvision:{name}") for name in _BY_NAME),
     Case("inception_v3", "torchvision:inception_v3", shape=(3, 299, 299)),
+    *(
+        Case(
+            name,
+            f"torchvision:{name}",
+            shape=(3, *size),
+            parameters={"numClasses": 7, **more},
+            asked="detections",
+            detections=most,
+        )
+        for name, size, most, more in _DETECTORS
+    ),
     Case("a head of 37 classes", _RESNET, classes=37, parameters={"numClasses": 37}),
     Case("features of a layer", _RESNET, layer="flatten", classes=512),
     Case("height and width of any size", _RESNET, shape=(3, -1, -1)),
@@ -123,8 +147,17 @@ CASES = (
     Case("TorchExport", _RESNET, "TorchExport"),
     Case("ONNX", _RESNET, "ONNX"),
     Case("FP16", "torchvision:resnet50", precision="FP16"),
-    Case("INT8, LeNet-5 on digits", "lenet5", precision="INT8", **_DIGITS),
+    Case("INT8, LeNet-5 on digits", "lenet5", precision="INT8", **DIGITS),
     Case("INT8, resnet18", _RESNET, precision="INT8", more=UNTRAINED),
-    Case("labels, warm-up, cache, overrides", "lenet5", asked="classes", more={"triton": _TUNED}, **_DIGITS),
+    Case("INT8, features of a layer", _RESNET, layer="flatten", classes=512, precision="INT8"),
+    Case("labels, warm-up, cache, overrides", "lenet5", asked="classes", more={"triton": _TUNED}, **DIGITS),
     Case("pictures in, labels out", _RESNET, asked="pictures", more=PICTURES),
+    Case(
+        "pictures in, features out",
+        _RESNET,
+        layer="flatten",
+        classes=512,
+        asked="features",
+        more={"preprocessing": PICTURES["preprocessing"]},
+    ),
 )

@@ -1,7 +1,7 @@
 """Makes checkpoints, and what torch answers to some inputs. Needs torch: `made` runs this file by the exporter image's Python.
 
 Weights are random, or those of a file. Batch statistics are those of a batch, as training leaves them: with torch's own 0 and 1
-the answers of a deep network are all alike, and agreement about them would say nothing.
+the answers of a deep network are all alike, and agreement about them would say nothing. A detector's head is made to see things.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Order:
 
     folder: str
     """Gets CHECKPOINT, CALIBRATION, and ANSWERS: arrays inputs/<name> and outputs/<name>. If it holds a PICTURE, that is the
-    input, as ImageNet's usual transforms make it."""
+    input, as ImageNet's usual transforms make it; if it holds a CALIBRATION, its first samples are."""
     network: str
     """As architecture.name has it, or two_heads."""
     form: str
@@ -77,13 +77,17 @@ def _carry_out(order: Order) -> None:
     folder = Path(order.folder)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    np.savez(folder / CALIBRATION, **{spec["name"]: _make_input(spec, _CALIBRATION).numpy() for spec in order.inputs})
-    inputs = {spec["name"]: _make_input(spec, SAMPLES) for spec in order.inputs}
+    if (folder / CALIBRATION).exists():
+        with np.load(folder / CALIBRATION) as file:
+            inputs = {name: torch.from_numpy(file[name][:SAMPLES]) for name in file.files}
+    else:
+        np.savez(folder / CALIBRATION, **{spec["name"]: _make_input(spec, _CALIBRATION).numpy() for spec in order.inputs})
+        inputs = {spec["name"]: _make_input(spec, SAMPLES) for spec in order.inputs}
     model = _build(order, inputs)
     if (folder / PICTURE).exists():
         inputs = {order.inputs[0]["name"]: _read_picture(folder / PICTURE)}
     with torch.inference_mode():
-        answer = _serving(model, order.layer)(*inputs.values())
+        answer = _detect(model, *inputs.values()) if _detects(order) else _serving(model, order.layer)(*inputs.values())
     answers = answer if isinstance(answer, tuple) else (answer,)
     found = {f"inputs/{name}": tensor.numpy() for name, tensor in inputs.items()}
     found |= {f"outputs/{name}": tensor.numpy() for name, tensor in zip(order.outputs, answers, strict=True)}
@@ -127,8 +131,11 @@ def _build(order: Order, inputs: dict[str, Any]) -> Any:
 
         name = order.network.removeprefix("torchvision:")
         # Their own initialization takes half a minute.
-        more = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        more: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        more |= {"weights_backbone": None} if _detects(order) else {}
         model = torchvision.models.get_model(name, weights=None, **order.parameters, **more)
+        if _detects(order):
+            return lively(model.eval(), *inputs.values())
     else:
         from perch_exporter.architectures import LeNet5, ZFNet
 
@@ -146,6 +153,65 @@ def _build(order: Order, inputs: dict[str, Any]) -> Any:
     with torch.no_grad():
         model(*inputs.values())
     return model.eval()
+
+
+def _detects(order: Order) -> bool:
+    return "boxes" in order.outputs
+
+
+def _detect(model: Any, images: Any) -> tuple[Any, ...]:
+    """torchvision's lists of any length as a server has them: as many rows for each image, the rest zeros."""
+    import torch
+
+    found = [model([image])[0] for image in images]
+    rows = [model.detections_per_img - len(each["scores"]) for each in found]
+    return tuple(
+        torch.stack(
+            [
+                torch.cat([each[name], each[name].new_zeros(more, *each[name].shape[1:])])
+                for each, more in zip(found, rows, strict=True)
+            ]
+        )
+        for name in ("boxes", "labels", "scores")
+    )
+
+
+def lively(model: Any, images: Any) -> Any:
+    """A detector whose weights nobody trained, and that sees something in these images all the same: sure scores, boxes of all
+    sizes. images: float32 [N, 3, height, width]."""
+    import torch
+
+    torch.manual_seed(5)
+    for part in model.head.modules():
+        if isinstance(part, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+            if part.bias is not None:
+                torch.nn.init.zeros_(part.bias)
+    for part in model.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.momentum = None
+            part.train()
+    with torch.no_grad():
+        pixels = model.transform(list(images))[0].tensors
+        model.head(list(model.backbone(pixels).values()))
+        model.eval()
+        for part in (model.head.classification_head, model.head.regression_head):
+            for layer in _last_layers(part):
+                seen: list[Any] = []
+                hook = layer.register_forward_hook(lambda _module, _given, answer, seen=seen: seen.append(answer))
+                model.head(list(model.backbone(pixels).values()))
+                hook.remove()
+                layer.weight.mul_(2 / torch.cat([answer.flatten() for answer in seen]).std())
+    return model
+
+
+def _last_layers(part: Any) -> list[Any]:
+    """Those that give a head's numbers."""
+    from torch import nn
+
+    if hasattr(part, "module_list"):
+        return [each[-1] if isinstance(each, nn.Sequential) else each for each in part.module_list]
+    return [getattr(part, name) for name in ("cls_logits", "bbox_reg", "bbox_ctrness") if hasattr(part, name)]
 
 
 def _serving(model: Any, layer: str | None) -> Any:

@@ -18,17 +18,23 @@ import numpy as np
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
+from demo import digits
 from demo.load import grpc_client
 from devcluster.tenant import SECRET, Tenant
 from exports.cases import Case
 from exports.make import ANSWERS, CALIBRATION, CHECKPOINT, PICTURE, Order, made, snake
 from exports.report import Result
+from perch_exporter import detections
 
+_DIGITS = 128
 LONGEST = 900
 """Seconds until an export must be Ready."""
 LIMITS = {"FP32": 1e-3, "FP16": 0.15, "INT8": 0.75}
 """Of the difference from torch's answer, in standard deviations of that answer. The parity gate's own limits of FP16 and INT8 are
 a third, of the spread, which is some three of them."""
+
+SCORES, OVERLAP, ALONE = 1e-3, 0.9, 0.01
+"""Of detections: how far scores may lie apart, how much boxes overlap, the share that may have no partner; as the parity gate."""
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -71,20 +77,18 @@ def served(tenant: Tenant, case: Case, prefix: str) -> Iterator[Served]:
 def play(tenant: Tenant, case: Case, prefix: str) -> Result:
     try:
         with served(tenant, case, prefix) as ready:
-            apart = _ASK[case.asked](tenant, case, ready)
+            told = _ASK[case.asked](tenant, case, ready)
     except Wrong as error:
         return Result(case, failed=str(error))
-    if apart is not None and apart > LIMITS[case.precision]:
-        failed = f"the answer is {apart:.2g} standard deviations from torch's, more than {LIMITS[case.precision]}"
-        return Result(case, ready.megabytes, failed=failed)
-    return Result(case, ready.megabytes, ready.steps["convert"], ready.steps["prove"], ready.ready, apart)
+    return Result(case, ready.megabytes, ready.steps["convert"], ready.steps["prove"], ready.ready, told)
 
 
 def _order(case: Case, folder: Path) -> Order:
-    if case.asked == "pictures":
+    if case.asked in ("pictures", "features"):
         shutil.copyfile(_photograph(), folder / PICTURE)
     if case.weights:
         shutil.copyfile(case.weights, folder / "weights")
+        np.savez(folder / CALIBRATION, image=digits.training()[0][:_DIGITS])
     return Order(
         folder=str(folder),
         network=case.network,
@@ -178,14 +182,9 @@ def _remove(tenant: Tenant, case: Case, prefix: str) -> None:
 # --- questions
 
 
-def _ask_tensors(tenant: Tenant, case: Case, ready: Served) -> float:
+def _ask_tensors(tenant: Tenant, case: Case, ready: Served) -> str:
     inputs, expected = _answers(ready.folder)
-    tensors = []
-    for spec in case.inputs:
-        array = inputs[spec["name"]]
-        tensor = triton.InferInput(spec["name"], list(array.shape), spec["dataType"])
-        tensors.append(tensor.set_data_from_numpy(array))
-    answer = _infer(tenant, case, tensors)
+    answer = _infer(tenant, case, _tensors(case, inputs))
     apart = 0.0
     for name, right in expected.items():
         found = answer.as_numpy(name)
@@ -195,10 +194,39 @@ def _ask_tensors(tenant: Tenant, case: Case, ready: Served) -> float:
             apart = max(apart, float(np.abs(found - right).max() / right.std()))
         elif not np.array_equal(found, right):
             raise Wrong(f"{name} is {found.ravel()}, torch's is {right.ravel()}")
-    return apart
+    return _near(case, apart)
 
 
-def _ask_classes(tenant: Tenant, case: Case, ready: Served) -> None:
+def _near(case: Case, apart: float) -> str:
+    """In standard deviations of torch's answer."""
+    if apart > LIMITS[case.precision]:
+        raise Wrong(f"the answer is {apart:.2g} standard deviations from torch's, more than {LIMITS[case.precision]}")
+    return f"{apart:.1g}"
+
+
+def _tensors(case: Case, inputs: Tensors) -> list[Any]:
+    tensors = []
+    for spec in case.inputs:
+        array = inputs[spec["name"]]
+        tensor = triton.InferInput(spec["name"], list(array.shape), spec["dataType"])
+        tensors.append(tensor.set_data_from_numpy(array))
+    return tensors
+
+
+def _ask_detections(tenant: Tenant, case: Case, ready: Served) -> str:
+    inputs, expected = _answers(ready.folder)
+    answer = _infer(tenant, case, _tensors(case, inputs))
+    found = {name: answer.as_numpy(name) for name in expected}
+    if any(found[name].shape != right.shape for name, right in expected.items()):
+        raise Wrong(f"the answers have the shapes {[array.shape for array in found.values()]}")
+    agreement = detections.compare(expected, found, SCORES, OVERLAP)
+    told = f"{agreement.alone} of {agreement.asked} boxes alone"
+    if not agreement.asked or agreement.share_alone > ALONE or agreement.score_error > SCORES:
+        raise Wrong(f"{told}, scores of the others up to {agreement.score_error:.2g} apart")
+    return told
+
+
+def _ask_classes(tenant: Tenant, case: Case, ready: Served) -> str:
     """The three best classes, by names; asked twice, the second answer is the cache's."""
     inputs, expected = _answers(ready.folder)
     names, (right,) = case.more["triton"]["labels"], expected.values()
@@ -215,27 +243,42 @@ def _ask_classes(tenant: Tenant, case: Case, ready: Served) -> None:
     hits = [line for line in metrics.splitlines() if line.startswith("nv_cache_num_hits_per_model{")]
     if not any(float(line.split()[-1]) > 0 for line in hits):
         raise Wrong(f"the second question was not answered from the cache: {hits}")
+    return "same names"
 
 
-def _ask_pictures(tenant: Tenant, case: Case, ready: Served) -> float:
+def _ask_pictures(tenant: Tenant, case: Case, ready: Served) -> str:
     _, expected = _answers(ready.folder)
-    picture = triton.InferInput("image", [1, 1], "BYTES")
-    picture.set_data_from_numpy(np.array([[(ready.folder / PICTURE).read_bytes()]], np.object_))
-    answer = _infer(tenant, case, [picture])
+    answer = _infer(tenant, case, [_picture(ready)])
     shares = np.exp(expected["logits"][0] - expected["logits"][0].max())
     shares /= shares.sum()
     best = np.argsort(-shares)[:5]
     labels, scores = [int(label) for label in answer.as_numpy("labels")[0]], answer.as_numpy("scores")[0]
     if labels != best.tolist():
         raise Wrong(f"the best classes are {labels}, by torch {best.tolist()}")
-    return float(np.abs(scores - shares[best]).max() / shares.std())
+    return _near(case, float(np.abs(scores - shares[best]).max() / shares.std()))
 
 
-_ASK: dict[str, Callable[[Tenant, Case, Served], float | None]] = {
+def _ask_features(tenant: Tenant, case: Case, ready: Served) -> str:
+    _, expected = _answers(ready.folder)
+    found, right = _infer(tenant, case, [_picture(ready)]).as_numpy("features"), expected["features"]
+    if found.shape != right.shape:
+        raise Wrong(f"the features have shape {found.shape}, torch's {right.shape}")
+    return _near(case, float(np.abs(found - right).max() / right.std()))
+
+
+def _picture(ready: Served) -> Any:
+    picture = triton.InferInput("image", [1, 1], "BYTES")
+    return picture.set_data_from_numpy(np.array([[(ready.folder / PICTURE).read_bytes()]], np.object_))
+
+
+_ASK: dict[str, Callable[[Tenant, Case, Served], str]] = {
     "tensors": _ask_tensors,
     "classes": _ask_classes,
     "pictures": _ask_pictures,
+    "features": _ask_features,
+    "detections": _ask_detections,
 }
+"""What is told in the table's column `apart`. Raise Wrong."""
 
 
 def _answers(folder: Path) -> tuple[Tensors, Tensors]:

@@ -26,8 +26,8 @@ class Result:
     prove: float = 0
     ready: float = 0
     """Seconds: of the two steps by the exporter's own word, and from apply to Ready."""
-    apart: float | None = None
-    """Greatest difference from torch's answer, in standard deviations of that answer; none where names were compared."""
+    apart: str = ""
+    """Greatest difference from torch's answer, in standard deviations of that answer, or what was compared instead."""
     failed: str = ""
 
     def row(self, today: date) -> str:
@@ -36,8 +36,7 @@ class Result:
         if self.failed:
             figures = [f"FAILED: {textwrap.shorten(self.failed, _MOST_TOLD, placeholder=' …')}".replace("|", "\\|"), "", "", ""]
         else:
-            told = "same names" if self.apart is None else f"{self.apart:.1g}"
-            figures = [f"{self.convert:.1f}", f"{self.prove:.1f}", f"{self.ready:.0f}", told]
+            figures = [f"{self.convert:.1f}", f"{self.prove:.1f}", f"{self.ready:.0f}", self.apart]
         return f"| {' | '.join([*kind, *figures, today.isoformat()])} |"
 
 

@@ -10,9 +10,9 @@ import pickle
 import zipfile
 from typing import Any
 
-from demo.manifests import CHECKPOINTS, deployment, lenet, upload_digits
 from demo.digits import held_out
 from demo.load import grpc_client, infer
+from demo.manifests import CHECKPOINTS, deployment, lenet, upload_digits
 from devcluster.tenant import SECRET, Tenant
 
 

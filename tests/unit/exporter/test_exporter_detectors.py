@@ -19,6 +19,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # as the command line does, before on
 import onnx  # noqa: E402
 import torchvision  # noqa: E402
 
+from exports.make import lively  # noqa: E402
 from perch_exporter.architectures import build_model  # noqa: E402
 from perch_exporter.contract import (  # noqa: E402
     Architecture,
@@ -48,39 +49,6 @@ CASES: list[tuple[str, dict[str, Any], tuple[int, int]]] = [
     ("torchvision:retinanet_resnet50_fpn_v2", SMALL, (60, 100)),
     ("torchvision:fcos_resnet50_fpn", SMALL, (60, 100)),
 ]
-
-
-def last_layers(part: Any) -> list[Any]:
-    """Those that give a head's numbers."""
-    if hasattr(part, "module_list"):
-        return [each[-1] if isinstance(each, torch.nn.Sequential) else each for each in part.module_list]
-    return [getattr(part, name) for name in ("cls_logits", "bbox_reg", "bbox_ctrness") if hasattr(part, name)]
-
-
-def lively(model: Any, images: Any) -> Any:
-    """Weights that nobody trained, and that see something in these images all the same: sure scores, boxes of all sizes."""
-    torch.manual_seed(5)
-    for part in model.head.modules():
-        if isinstance(part, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
-            if part.bias is not None:
-                torch.nn.init.zeros_(part.bias)
-    for part in model.modules():
-        if isinstance(part, torch.nn.BatchNorm2d):
-            part.momentum = None
-            part.train()
-    with torch.no_grad():
-        pixels = model.transform(list(images))[0].tensors
-        model.head(list(model.backbone(pixels).values()))
-        model.eval()
-        for part in (model.head.classification_head, model.head.regression_head):
-            for layer in last_layers(part):
-                seen: list[Any] = []
-                hook = layer.register_forward_hook(lambda _module, _given, answer, seen=seen: seen.append(answer))
-                model.head(list(model.backbone(pixels).values()))
-                hook.remove()
-                layer.weight.mul_(2 / torch.cat([answer.flatten() for answer in seen]).std())
-    return model
 
 
 def detector(name: str, parameters: Mapping[str, Any], size: tuple[int, int], classes: int = 7) -> Any:

@@ -1,4 +1,4 @@
-"""The list of `make e2e-exports`: what it asks for is asked rightly, and its table keeps what was not played again."""
+"""The lists of `make e2e-exports` and `bench.served`: what they ask for is asked rightly, and a table keeps its other rows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bench import served
 from exports.cases import CASES, Case
 from exports.report import BEGIN, END, Result, write_table
 from perch.api import Spec
@@ -29,7 +30,10 @@ def entry(case: Case) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+SERVED = [served.case_of(network, precision) for network in served.NETWORKS for precision in served.PRECISIONS]
+
+
+@pytest.mark.parametrize("case", [*CASES, *SERVED], ids=lambda case: case.name)
 def test_every_case_is_a_version_that_the_exporter_takes(case: Case) -> None:
     spec = Spec.model_validate(
         {
@@ -55,9 +59,9 @@ def test_a_later_run_of_some_cases_leaves_the_others_rows(tmp_path: Path) -> Non
     document = tmp_path / "exports.md"
     document.write_text(f"before\n{BEGIN}\n{END}\nafter\n")
     first, second, third = CASES[:3]
-    results = [Result(first, 1.0, 2.0, 3.0, 4.0, 1e-6), Result(third, failed="one | two")]
+    results = [Result(first, 1.0, 2.0, 3.0, 4.0, "1e-06"), Result(third, failed="one | two")]
     write_table(results, date(2026, 1, 1), document)
-    write_table([Result(second, 5.0, apart=None)], date(2026, 1, 2), document)
+    write_table([Result(second, 5.0, apart="same names")], date(2026, 1, 2), document)
     text = document.read_text()
     rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
     assert [row.split("|")[1].strip() for row in rows] == [case.name for case in (first, second, third)]
