@@ -1,6 +1,6 @@
-"""publish's checks, each with its control: the same forged hand-over with that check taken away, in which it is published.
+"""The checks of fetch and publish, each with its control: the same forgery with that check taken away, in which it succeeds.
 
-A check whose removal changes nothing protects from nothing.
+A check whose removal changes nothing protects from nothing. Those of convert and prove are in test_exporter_controls_convert.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exporter_builders import REVISION, file_request, golden, hand_over
+from exporter_builders import REVISION, file_request, golden, hand_over, request
 
-from perch_exporter import contract, samples
+from perch_exporter import contract, samples, triton_config
+from perch_exporter import fetch as fetch_step
 from perch_exporter import publish as publish_step
 from perch_exporter.contract import Reason
 from perch_exporter.failure import StepFailed
 from perch_exporter.samples import Golden, save_golden
+from perch_exporter.triton_config import build_config, parse_config
 from perch_exporter.workspace import FIGURES, GOLDEN, MODEL, Workspace
 
 SECRET = b"AWS_SECRET_ACCESS_KEY=abc"
@@ -223,3 +225,30 @@ def test_what_a_check_keeps_out_is_published_where_the_check_is_removed(control:
     with pytest.MonkeyPatch.context() as patch:
         control.remove(patch)
         control.succeeds(unchecked)
+
+
+def test_a_checkpoint_of_other_bytes_is_taken_where_no_digest_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path)
+    (tmp_path / "checkpoints" / "v1.pt").write_bytes(b"other bytes")
+    with pytest.raises(StepFailed) as refused:
+        fetch_step.fetch(place.request, place.workspace, {})
+    assert refused.value.reason is Reason.CHECKSUM_MISMATCH
+    assert not place.workspace.checkpoint.exists()
+
+    monkeypatch.setattr(fetch_step, "sha256_of", lambda _: place.request.checkpoint.sha256)
+    fetch_step.fetch(place.request, place.workspace, {})
+    assert place.workspace.checkpoint.read_bytes() == b"other bytes"
+
+
+def test_an_override_of_any_field_is_in_config_pbtxt_where_the_list_is_lifted(monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = 'backend: "python" default_model_filename: "golden.npz"'
+    asked = request(triton__configOverrides=overrides)
+    with pytest.raises(StepFailed) as refused:
+        build_config(asked)
+    assert refused.value.reason is Reason.INVALID_REQUEST
+
+    monkeypatch.setattr(triton_config, "OVERRIDABLE", (*triton_config.OVERRIDABLE, "backend", "default_model_filename"))
+    found = parse_config(build_config(asked))
+    assert (found.backend, found.default_model_filename) == ("python", "golden.npz")
