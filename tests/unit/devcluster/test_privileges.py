@@ -14,7 +14,7 @@ from devcluster.commands import StepError
 from devcluster.privileges import hand_over
 
 ROOT = Path(__file__).resolve().parents[3]
-AS_CALLER = {"help", "lint", "generate", "shell"}
+AS_CALLER = {"help", "lint", "generate", "shell", "simulate"}
 
 
 def as_root(folder: Path, path: str, **programs: str) -> subprocess.CompletedProcess[str]:
