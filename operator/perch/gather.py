@@ -70,6 +70,7 @@ class Watch:
 
     aim: Aim
     since: datetime
+    counts_from: datetime
     batches: deque[Batch] = field(default_factory=lambda: deque(maxlen=KEPT))
     readings: dict[str, Reading] = field(default_factory=dict)
     trouble: str | None = None
@@ -111,9 +112,13 @@ class Gatherer:
         if aim is None:
             return
         same_canary = former is not None and former.aim.canary == aim.canary
-        watch = self._watches[key] = Watch(aim, former.since if former and same_canary else whole_seconds(self._clock()))
+        now, counts_from = self._clock(), aim.not_before + aim.behind
+        watch = self._watches[key] = Watch(aim, former.since if former and same_canary else whole_seconds(now), counts_from)
         if former is not None and former.aim.epoch == aim.epoch:
-            watch.batches = former.batches
+            watch.batches, watch.counts_from = former.batches, max(counts_from, former.counts_from)
+        elif same_canary:
+            # With the same weight another stable, or another share of copies, makes an epoch that began only now.
+            watch.counts_from = max(counts_from, now + aim.behind)
         if self._start is not None:
             self._start(key, watch)
 
@@ -152,7 +157,7 @@ class Gatherer:
             source, turn = QuerySource(session, key[1], aim, self._clock), self._prometheus_turn
         else:
             source, turn = PodSource(session, self._cache, key, aim, self._clock, self._port), self._pods_turn
-        await self._until(aim.not_before + aim.behind)
+        await self._until(watch.counts_from)
         while True:
             batch, trouble = None, None
             try:

@@ -586,6 +586,22 @@ async def test_requests_of_the_former_weight_are_not_counted_however_old_the_las
     assert failures == 0
 
 
+async def test_another_stable_beside_the_same_weight_waits_for_a_scrape_of_its_own(setting: Setting) -> None:
+    more = {**COUNTERS, "behind": timedelta(seconds=30)}
+    setting.server.values = counters((1000, 10), (100, 50))
+    setting.gatherer.aim(KEY, prometheus_aim(setting, **COUNTERS))
+    await setting.looks(4, PROMETHEUS)
+    setting.clock.now += timedelta(hours=1)
+    setting.gatherer.aim(KEY, prometheus_aim(setting, epoch="5 beside 3", **more))
+    await asyncio.sleep(INTERVAL)  # what was under way may still be asked
+    asked = len(setting.server.queries)
+    setting.clock.now += timedelta(seconds=29)
+    await asyncio.sleep(5 * INTERVAL)
+    assert len(setting.server.queries) == asked
+    setting.clock.now += timedelta(seconds=1)
+    await setting.looks(4, PROMETHEUS)
+
+
 async def test_a_series_that_vanishes_and_comes_back_with_its_history_is_no_news(setting: Setting) -> None:
     setting.server.values = counters((1000, 10), (100, 0))
     setting.gatherer.aim(KEY, prometheus_aim(setting, **COUNTERS))
