@@ -12,6 +12,7 @@ from demo.story import DemoFailed, Story
 from demo.watch import NotReady
 from devcluster import Cluster
 from devcluster.commands import StepError
+from perch_exporter.failure import StepFailed
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -22,7 +23,7 @@ def main(name: Annotated[str, typer.Option(help="Which cluster; it is made if ne
     console = Console(highlight=False)
     try:
         Story(Cluster(name), Narrator(console)).play()
-    except (DemoFailed, NotReady, StepError, TimeoutError) as error:
+    except (DemoFailed, NotReady, StepError, StepFailed, TimeoutError) as error:
         said = str(error)
     except subprocess.CalledProcessError as error:
         said = f"`{' '.join(error.cmd[:8])}` ended with {error.returncode}: {' '.join(getattr(error, '__notes__', []))}"

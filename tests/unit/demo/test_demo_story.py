@@ -11,6 +11,7 @@ from demo import checkpoints
 from demo.load import Answer
 from demo.repository import Repository
 from demo.story import DemoFailed, expect_checkpoints_answers, expect_split, wait_until_moved
+from devcluster.commands import StepError
 
 RECORDS = checkpoints.records()
 
@@ -71,3 +72,12 @@ def test_reverting_two_commits_brings_the_first_manifest_back(tmp_path: Path) ->
     repository.revert(2)
     assert repository.manifest.read_text() == "stable: 1\n"
     assert len(repository.log().splitlines()) == 5
+
+
+def test_a_failure_of_git_is_a_steps_failure_with_gits_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = Repository(tmp_path / "scratch")
+    with pytest.raises(StepError, match="HEAD~1"):
+        repository.revert(1)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(StepError, match="git is not installed"):
+        repository.log()
