@@ -507,7 +507,7 @@ def test_an_export_of_other_weights_fails_the_gate(
         converted(asked, tmp_path)
     assert caught.value.reason is Reason.PARITY_FAILED
     assert caught.value.judged is not None
-    assert (caught.value.parity.max_relative_error or 0) > 1e-3
+    assert (caught.value.judged.parity.max_relative_error or 0) > 1e-3
     assert not (tmp_path / "work/proof" / FIGURES).exists()
 
 
