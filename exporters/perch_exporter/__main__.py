@@ -134,12 +134,16 @@ def report(
     request: RequestPath,
     output: Annotated[Path, typer.Option("--output", help="Where the report goes.")] = Path("report.html"),
 ) -> None:
-    """fetch, convert and prove in a row, and keep the report, also of an export that fails its gates; nothing is published."""
+    """Bring the checkpoint, convert and prove, and keep the report, also of an export that fails its gates.
+
+    Nothing is published, and the destination is not asked.
+    """
     with tempfile.TemporaryDirectory(prefix="perch-report-") as temporary:
         done = Workspace(Path(temporary))
-        fetch(request, done.root)
-        if done.published():
-            raise typer.BadParameter("the artefact is published already; its report.html lies beside its manifest")
+        with _step(Step.FETCH, None):
+            from perch_exporter.fetch import bring
+
+            bring(_read(request, ExportRequest), done, os.environ)
         convert(request, done.root)
         try:
             prove(request, done.root)

@@ -30,6 +30,7 @@ from perch_exporter.contract import (
     Precision,
     Reason,
     Reference,
+    Target,
     Tooling,
     Verdict,
 )
@@ -211,9 +212,11 @@ def _accuracy_failure(request: ExportRequest, parity: Parity, accuracy: Accuracy
         return None
     pairs = ", ".join(f"{pair.label} for {pair.predicted} ({pair.count} times)" for pair in accuracy.confused[:3])
     taken = f"; most often it takes {pairs}" if pairs else ""
+    whose = ", of the ONNX file that the plan would be built of" if request.conversion.target is Target.TENSOR_RT else ""
     return StepFailed(
         Reason.ACCURACY_FAILED,
-        f"{accuracy.message}{taken}. A limit of verification.accuracy is missed; onFailure: Warn would publish it nevertheless",
+        f"{accuracy.message}{whose}{taken}. A limit of verification.accuracy is missed; onFailure: Warn would publish it "
+        "nevertheless",
         Judged(parity, request.tolerance, accuracy),
     )
 
@@ -265,7 +268,7 @@ def _furthest(golden: Golden, answers: Answers) -> list[Seen]:
     if not answers.reference:
         return []
     name, reference = next(iter(answers.reference.items()))
-    apart = np.abs(answers.actual[name].astype(np.float64) - reference).reshape(golden.samples, -1).max(axis=1)
+    apart = np.abs(answers.actual[name].astype(np.float64) - reference).reshape(golden.samples, -1).max(axis=1, initial=0)
     samples = next(iter(golden.inputs.values()))
     order = np.argsort(-apart, kind="stable")[:6]
     return [Seen(samples[row], f"golden sample {row}: {name} differs by {apart[row]:.2g}") for row in order]

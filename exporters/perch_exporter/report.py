@@ -16,12 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from perch_exporter.contract import ExportRequest, Figures
+from perch_exporter.contract import ExportRequest, Figures, Target
 from perch_exporter.onnx_file import GraphFacts
 from perch_exporter.samples import Array
 
-LIMIT = 4 * 2**20
-"""Most bytes of a report."""
 _POINTS = 1500
 _PICTURE = 112
 _WIDTH, _HEIGHT, _MARGIN = 640, 300, 48
@@ -29,7 +27,7 @@ _WIDTH, _HEIGHT, _MARGIN = 640, 300, 48
 
 @dataclass(frozen=True)
 class Seen:
-    """A sample worth a look: the first input's array [channels, height, width], and what is odd about it."""
+    """A sample worth a look: the first input's array, channels first or last, and what is odd about it."""
 
     sample: Array
     caption: str
@@ -68,6 +66,11 @@ class Content:
     classes: Sequence[ClassRow] = ()
     """The least well recognized first."""
     seen: Sequence[Seen] = ()
+
+    @property
+    def for_a_plan(self) -> bool:
+        """Whether what is judged here is not what serves: build makes a TensorRT plan of it, and judges that one's parity."""
+        return self.request.conversion.target is Target.TENSOR_RT
 
     def class_name(self, number: int) -> str:
         return class_name(self.request, number)
@@ -131,11 +134,15 @@ def _scaled(values: npt.NDArray[np.float64], low: float, high: float, start: int
 
 def _picture(sample: Array) -> str | None:
     """A data URI; None for what is no picture. Contrast is stretched: nobody knows how the sample was normalized."""
-    if sample.ndim != 3 or sample.shape[0] not in (1, 3) or min(sample.shape[1:]) < 4:
+    if sample.ndim != 3:
+        return None
+    if sample.shape[0] in (1, 3):
+        sample = sample.transpose(1, 2, 0)
+    if sample.shape[2] not in (1, 3) or min(sample.shape[:2]) < 4:
         return None
     low, high = float(sample.min()), float(sample.max())
     grey = np.zeros_like(sample) if high <= low else (sample - low) / (high - low)
-    pixels = (255 * grey).round().astype(np.uint8).transpose(1, 2, 0)
+    pixels = (255 * grey).round().astype(np.uint8)
     image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
     scale = _PICTURE / max(image.size)
     image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))

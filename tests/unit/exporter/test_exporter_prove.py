@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import html
 import io
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from exporter_builders import PICTURES, convert_and_prove, file_request, wheel_folder
 
-from perch_exporter.contract import ExportRequest, Figures, Outcome, Reason, Verdict, Verification
+from perch_exporter.contract import ExportRequest, Figures, Outcome, Reason, Target, Verdict, Verification
 from perch_exporter.failure import StepFailed
 from perch_exporter.fetch import fetch
 from perch_exporter.parity import judge
@@ -253,6 +254,46 @@ def test_nothing_in_a_report_is_markup_but_the_reports_own(export: Export) -> No
     assert "&lt;script&gt;" in text
     assert "default-src 'none'" in text
     assert "no picture" not in text
+
+
+def test_samples_with_their_channels_last_are_pictures_too(export: Export) -> None:
+    figures = export.prove()
+    shapes = [(3, 8, 9), (8, 9, 3), (8, 9, 1), (1, 8, 9), (8, 9, 4), (8, 9), (3, 2, 9)]
+    random = np.random.default_rng(0)
+    text = render(
+        Content(
+            request=export.request,
+            figures=figures,
+            graph=GraphFacts(18, 1, ()),
+            checkpoint_bytes=1,
+            artifact_bytes=1,
+            timing=Timing(1, None, 0.1),
+            answers=[],
+            seen=[Seen(random.standard_normal(shape).astype(np.float32), str(list(shape))) for shape in shapes],
+        )
+    )
+    shown = re.findall(r"<figcaption>(.*?)</figcaption>", text)
+    assert shown == ["[3, 8, 9]", "[8, 9, 3]", "[8, 9, 1]", "[1, 8, 9]"]
+    pictures = [Image.open(io.BytesIO(base64.b64decode(found))) for found in re.findall(r"base64,([^\"]+)", text)]
+    assert {picture.size for picture in pictures} == {(112, 100)}
+    assert [picture.mode for picture in pictures] == ["RGB", "RGB", "L", "L"]
+
+
+def test_where_a_plan_is_built_the_report_and_a_missed_accuracy_speak_of_the_onnx_file(export: Export) -> None:
+    conversion = export.request.conversion.model_copy(update={"target": Target.TENSOR_RT})
+    plain = export.prove() and (export.workspace.proof / REPORT).read_text()
+    assert "<th>Artefact</th>" in plain
+    assert "TensorRT" not in plain
+    gate = export.request.verification.accuracy
+    assert gate is not None
+    higher = Verification(accuracy=gate.model_copy(update={"minimum": "0.99"}))
+    export.request = export.request.model_copy(update={"conversion": conversion, "verification": higher})
+    with pytest.raises(StepFailed, match=r"of the ONNX file that the plan would be built of"):
+        export.prove()
+    report = (export.workspace.proof / REPORT).read_text()
+    assert "All figures here are the ONNX file's" in report
+    assert "<th>ONNX file</th><td>ONNX in FP32" in report
+    assert "Artefact" not in report
 
 
 def test_a_graph_is_counted_with_what_its_branches_hold(export: Export) -> None:
