@@ -30,6 +30,8 @@ _WRAPPERS = ("module.", "_orig_mod.")
 
 MOST_UNPACKED = 2**28
 _NAMED_AT_MOST = 6
+_SHOWN = 160
+"""Characters of a name."""
 _COUNTER = "num_batches_tracked"
 
 
@@ -219,6 +221,9 @@ def _compare(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[
     missing = [key for key in expected if key not in given]
     unexpected = [key for key in given if key not in expected]
     differing = [key for key in expected if key in given and expected[key] != given[key]]
+    for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", differing)):
+        for key in keys:
+            log.info("%s: %r", kind, key[:_SHOWN])  # all of them; the sentence has room for a few
     if missing or unexpected:
         parts = [
             f"{len(keys)} {name} ({_some(keys)})" for name, keys in (("missing", missing), ("unexpected", unexpected)) if keys
@@ -239,7 +244,7 @@ def _shapes_differ(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, 
         if theirs and ours:
             return (
                 f"the checkpoint has {theirs[0]} classes and the architecture {ours[0]} (by {_some(differing)}); "
-                f"set architecture.parameters.numClasses to {theirs[0]}"
+                f"set architecture.parameters.numClasses to {theirs[0]} (a factory of your own may call it otherwise)"
             )
     shapes = [f"{key}: checkpoint {list(given[key])}, architecture {list(expected[key])}" for key in differing]
     return f"the checkpoint's shapes are not the architecture's: {_some(shapes)}"
@@ -253,7 +258,7 @@ def _common_prefix(keys: list[str]) -> str:
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
-    return ", ".join(name[:160] for name in names[:_NAMED_AT_MOST]) + more
+    return ", ".join(name[:_SHOWN] for name in names[:_NAMED_AT_MOST]) + more
 
 
 def _kind(content: object) -> str:

@@ -238,6 +238,17 @@ def test_a_checkpoint_does_not_fit_when(change: Callable[[dict[str, Any]], None]
     assert caught.value.reason is Reason.CHECKPOINT_MISMATCH
 
 
+def test_all_keys_that_do_not_fit_are_in_the_log_where_the_sentence_names_a_few(
+    lenet: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    weights = {f"net.{key}": tensor for key, tensor in lenet.state_dict().items()}
+    with pytest.raises(StepFailed, match=r"10 missing \(.* and 4 more\)"):
+        load_model(LeNet5, weights)
+    assert {f"unexpected: {key!r}" for key in weights} <= set(caplog.messages)
+    assert {f"missing: {key!r}" for key in lenet.state_dict()} <= set(caplog.messages)
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_what_training_puts_before_every_key_is_stripped_and_said(prefix: str, lenet: Any, caplog: Any) -> None:
     weights = {prefix + key: value for key, value in lenet.state_dict().items()}
