@@ -11,6 +11,7 @@ import inspect
 import re
 from collections.abc import Callable, Collection
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -107,19 +108,11 @@ def cut(model: nn.Module, layer: str) -> nn.Module:
         raise StepFailed(
             Reason.INVALID_PARAMETERS, f"architecture.layer {layer} is no layer of the network; there are {', '.join(near)}"
         )
-    return _Single(create_feature_extractor(model, [layer])).eval()
-
-
-class _Single(nn.Module):  # type: ignore[misc]
-    """The one output of a feature extractor, without the dict around it."""
-
-    def __init__(self, extractor: nn.Module) -> None:
-        super().__init__()
-        self.extractor = extractor
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        (features,) = self.extractor(image).values()
-        return features
+    extractor = create_feature_extractor(model, [layer]).eval()
+    (output,) = (node for node in extractor.graph.nodes if node.op == "output")
+    output.args = tuple(output.args[0].values())  # the layer's, without the dict around it
+    extractor.recompile()
+    return extractor
 
 
 def build_model(architecture: Architecture, checkpoint_keys: Collection[str]) -> nn.Module:
@@ -170,7 +163,21 @@ def _factory(name: str) -> Callable[..., nn.Module]:
             f"torchvision {torchvision.__version__} has no classification model named {short}; {hint}",
         )
     builder: Callable[..., nn.Module] = torchvision.models.get_model_builder(short)
-    return lambda **arguments: builder(weights=None, progress=False, **arguments)
+    return lambda **arguments: _with_numbers(builder, weights=None, progress=False, **arguments)
+
+
+def _with_numbers(builder: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
+    """RegNet reckons its widths with tensors, which hold no numbers where a network is built without memory."""
+    from torchvision.models.regnet import BlockParams
+
+    reckon = BlockParams.from_init_params
+
+    def reckon_on_cpu(**given: Any) -> BlockParams:
+        with torch.device("cpu"):
+            return reckon(**given)
+
+    with mock.patch.object(BlockParams, "from_init_params", reckon_on_cpu):
+        return builder(**arguments)
 
 
 def _refuse_unknown(architecture: Architecture, factory: Callable[..., Any], arguments: Collection[str]) -> None:

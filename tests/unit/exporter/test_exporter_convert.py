@@ -322,6 +322,19 @@ def test_a_layer_is_served_in_place_of_the_networks_answer(tmp_path: Path) -> No
     assert np.abs(actual - expected).max() < 1e-4 * np.ptp(expected)
 
 
+def test_a_layer_of_a_network_with_several_inputs_is_that_of_the_network() -> None:
+    from exports.two_heads import TwoHeads
+
+    torch.manual_seed(0)
+    model = TwoHeads(5).eval()
+    image, camera = torch.randn(3, 3, 32, 32), torch.randint(0, 10, (3, 1))
+    both = torch.cat([model.features(image).flatten(1), model.camera(camera).flatten(1)], dim=1)
+    served = cut(model, "cat")
+    assert torch.equal(served(image, camera), both)
+    batch = {0: torch.export.Dim.DYNAMIC}
+    torch.export.export(served, (image, camera), dynamic_shapes=(batch, batch))
+
+
 def test_a_layer_that_is_not_there_is_refused_with_those_that_are() -> None:
     with pytest.raises(StepFailed) as caught:
         cut(LeNet5(), "f7")
@@ -556,16 +569,26 @@ def test_the_opset_that_is_asked_for_is_written(lenet: Any, tmp_path: Path) -> N
     assert figures["tooling"]["opset"] == 20
 
 
-def test_every_name_that_is_offered_is_a_classification_model() -> None:
+def test_every_classification_model_of_torchvision_is_built_without_memory() -> None:
     import torchvision.models
 
     names = torchvision.models.list_models(module=torchvision.models)
     assert len(names) >= 80
     with torch.device("meta"):
-        for name in ("alexnet", "vgg16_bn", "resnet152", "densenet201", "efficientnet_b0", "swin_t"):
-            assert name in names
-            build_model(Architecture(name=f"torchvision:{name}"), [])
-    assert request().architecture.name == "lenet5"
+        for name in names:
+            model = build_model(Architecture(name=f"torchvision:{name}"), [])
+            assert all(parameter.is_meta for parameter in model.parameters()), name
+
+
+def test_a_regnet_is_that_of_torchvision() -> None:
+    import torchvision.models
+
+    torch.manual_seed(0)
+    own = torchvision.models.regnet_y_400mf().eval()
+    built = load_model(lambda: build_model(Architecture(name="torchvision:regnet_y_400mf"), []), own.state_dict())
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(built(image), own(image))
 
 
 @pytest.mark.parametrize("precision", ["FP32", "FP16", "INT8"])
