@@ -24,6 +24,7 @@ from perch_exporter.failure import Judged, StepFailed
 from perch_exporter.handover import handed_over, inspect
 from perch_exporter.parity import Answers, judge
 from perch_exporter.samples import Array, Golden, Tensors, load_golden
+from perch_exporter.timings import former, keep
 from perch_exporter.workspace import GOLDEN, MODEL, PLAN, PLAN_FIGURES, Workspace
 
 log = logging.getLogger(__name__)
@@ -59,9 +60,11 @@ def build(request: ExportRequest, workspace: Workspace) -> None:
     capability = cuda.compute_capability()
     log.info("building with TensorRT %s for compute capability %s", trt.__version__, capability)
     logger = _logger(trt)
-    content = build_plan(trt, logger, workspace.output / MODEL, profiles(request.inputs, request.triton))
+    before = former(workspace, trt.__version__, capability)
+    content, timings = build_plan(trt, logger, workspace.output / MODEL, profiles(request.inputs, request.triton), before)
     workspace.plan.mkdir(parents=True, exist_ok=True)
     (workspace.plan / PLAN).write_bytes(content)
+    keep(timings, workspace)
     log.info("a plan of %d bytes after %.1f s", len(content), time.monotonic() - started)
 
     golden = load_golden(workspace.output / GOLDEN)
@@ -96,8 +99,9 @@ def batches(samples: int, most: int) -> list[int]:
     return sorted({1, min(_UNEVEN_BATCH, most), min(samples, most)})
 
 
-def build_plan(trt: Any, logger: Any, model: Path, wanted: Sequence[Profile]) -> bytes:
-    """The serialized plan. Raises ExportFailed with what TensorRT's parser or builder complains about."""
+def build_plan(trt: Any, logger: Any, model: Path, wanted: Sequence[Profile], timings: bytes = b"") -> tuple[bytes, bytes]:
+    """The serialized plan, and the timing cache, which goes on from `timings`. Raises ExportFailed with what TensorRT's parser or
+    builder complains about."""
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
@@ -112,11 +116,21 @@ def build_plan(trt: Any, logger: Any, model: Path, wanted: Sequence[Profile]) ->
     for one in wanted:
         profile.set_shape(one.name, one.least, one.usual, one.most)
     config.add_optimization_profile(profile)
+    if not _set_timings(config, timings):
+        log.info("the timings of former builds are not TensorRT's, or another GPU's: all is measured anew")
+        _set_timings(config, b"")
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         said = "; ".join(logger.errors[-3:]) or "without a word"
         raise StepFailed(Reason.EXPORT_FAILED, f"TensorRT {trt.__version__} cannot build the plan: {said}")
-    return bytes(plan)
+    measured = config.get_timing_cache()
+    return bytes(plan), bytes(measured.serialize()) if measured else b""
+
+
+def _set_timings(config: Any, content: bytes) -> bool:
+    """TensorRT refuses what it cannot read by None, and another GPU's by False."""
+    cache = config.create_timing_cache(content)
+    return cache is not None and bool(config.set_timing_cache(cache, ignore_mismatch=False))
 
 
 def check_types(trt: Any, engine: Any, golden: Golden) -> None:

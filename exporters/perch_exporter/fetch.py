@@ -15,6 +15,7 @@ from perch_exporter.artifact import published, sha256_of
 from perch_exporter.contract import ExportRequest, Object, Outcome, Reason
 from perch_exporter.failure import StepFailed
 from perch_exporter.store import checkpoint_credentials, open_object, open_store, repository_credentials
+from perch_exporter.timings import fetch_timings
 from perch_exporter.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ def bring(request: ExportRequest, workspace: Workspace, environment: Mapping[str
     from perch_exporter.model_files import check_request
 
     check_request(request)  # what it refuses, it refuses before minutes of work
+    fetch_timings(request, workspace, environment)
     for name, wanted in request.objects().items():
         _fetch_object(name, wanted, workspace.object(name), environment)
 

@@ -28,9 +28,12 @@ from perch_exporter.workspace import (
     PLAN_FIGURES,
     REFERENCE,
     REPORT,
+    TIMING,
 )
 
-_OPTIONAL = {MODEL_DATA}
+_OPTIONAL = {MODEL_DATA, TIMING}
+TIMING_LIMIT = 8 * 2**20
+"""Most bytes that fetch brings of former builds, too: its volume holds twice as many."""
 REPORT_LIMIT = 8 * 2**20
 _MOST_SAMPLES = 64
 
@@ -56,7 +59,7 @@ def proven() -> dict[str, int]:
 
 def built() -> dict[str, int]:
     """Files that build leaves behind, with the most bytes of each."""
-    return {PLAN: Checkpoint.LIMIT, PLAN_FIGURES: 64 * 1024}
+    return {PLAN: Checkpoint.LIMIT, PLAN_FIGURES: 64 * 1024, TIMING: TIMING_LIMIT}
 
 
 def has_dynamic_sizes(request: ExportRequest) -> bool:

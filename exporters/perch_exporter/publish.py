@@ -53,6 +53,7 @@ from perch_exporter.parity import Answers, judge, within
 from perch_exporter.picture_samples import load_pictures
 from perch_exporter.samples import Golden, load_golden
 from perch_exporter.store import Store, open_store, repository_credentials
+from perch_exporter.timings import publish_timings
 from perch_exporter.workspace import FIGURES, GOLDEN, MODEL, MODEL_DATA, PICTURES, PLAN, PLAN_FIGURES, REPORT, Workspace
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,8 @@ def publish(request: ExportRequest, workspace: Workspace, environment: Mapping[s
         log.info("somebody published it meanwhile, nothing to upload")
         return other.summary(request.destination.uri, Outcome.ALREADY_PUBLISHED)
     manifest = _upload(request, workspace, found, build_model_files(request, found.golden), store)
+    if found.plan:
+        publish_timings(request, workspace, found.plan.compute_capability, environment)
     seconds = StepSeconds(
         fetch=workspace.fetch_seconds(),
         convert=found.figures.seconds,

@@ -25,6 +25,8 @@ PICTURES = "pictures.npz"
 REPORT = "report.html"
 PLAN = "model.plan"
 PLAN_FIGURES = "plan.json"
+TIMING = "timing.cache"
+"""TensorRT's, where the build leaves one."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Workspace:
     @property
     def state(self) -> Path:
         return self.root / "state"
+
+    @property
+    def timings(self) -> Path:
+        """What fetch found of former builds, for build."""
+        return self.state / "timing"
 
     @property
     def output(self) -> Path:

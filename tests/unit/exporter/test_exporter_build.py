@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exporter_builders import PICTURES, file_request, golden, hand_over, request, wheel_folder
+from exporter_builders import PICTURES, REVISION, file_request, golden, hand_over, request, wheel_folder
 
 from perch_exporter import build as module
 from perch_exporter.artifact import plan_key
@@ -20,10 +20,12 @@ from perch_exporter.build import Profile, batches, build, check_version, profile
 from perch_exporter.contract import ExportRequest, Manifest, Outcome, Parity, PlanFigures, Reason, Verdict
 from perch_exporter.cuda import Cuda
 from perch_exporter.failure import StepFailed
+from perch_exporter.fetch import fetch
+from perch_exporter.handover import TIMING_LIMIT
 from perch_exporter.model_files import build_model_files
 from perch_exporter.publish import publish
 from perch_exporter.triton_config import parse_config
-from perch_exporter.workspace import MODEL_DATA, PLAN, PLAN_FIGURES, Workspace
+from perch_exporter.workspace import MODEL_DATA, PLAN, PLAN_FIGURES, TIMING, Workspace
 
 VERSION = "10.13.3.9"
 GPU = {"maxBatchSize": 8, "instanceKind": "GPU"}
@@ -147,6 +149,8 @@ def tensorrt(**behaviour: Any) -> Any:
         plan=b"a plan",
         flags=None,
         cleared=[],
+        timings=[],
+        measured=b"timings",
         open_ended=False,
         types={"image": "FLOAT", "logits": "FLOAT"},
         nptype={"FLOAT": np.float32, "HALF": np.float16}.__getitem__,
@@ -165,10 +169,21 @@ def tensorrt(**behaviour: Any) -> Any:
             return "network"
 
         def create_builder_config(self) -> Any:
+            def set_timing_cache(cache: Any, ignore_mismatch: bool) -> bool:
+                assert not ignore_mismatch
+                trt.timings.append(cache.content)
+                return cache.content != b"timings of another GPU"
+
+            def create_timing_cache(content: bytes) -> Any:
+                return None if content == b"no cache" else types.SimpleNamespace(content=content)
+
             return types.SimpleNamespace(
                 set_memory_pool_limit=lambda pool, size: None,
                 clear_flag=trt.cleared.append,
                 add_optimization_profile=lambda one: 0,
+                create_timing_cache=create_timing_cache,
+                set_timing_cache=set_timing_cache,
+                get_timing_cache=lambda: types.SimpleNamespace(serialize=lambda: trt.measured),
             )
 
         def create_optimization_profile(self) -> Any:
@@ -243,7 +258,7 @@ def test_a_plan_is_built_proven_and_published_in_place_of_the_onnx_file(
     assert trt.cleared == ["tf32"]
     assert trt.profile == {"image": ((1, 1, 28, 28), (4, 1, 28, 28), (8, 1, 28, 28))}
     assert library.places == {}, "all memory is freed"
-    assert sorted(path.name for path in workspace.plan.iterdir()) == [PLAN, PLAN_FIGURES]
+    assert sorted(path.name for path in workspace.plan.iterdir()) == [PLAN, PLAN_FIGURES, TIMING]
     assert not (workspace.output / PLAN).exists()
 
     summary = publish(asked, workspace, {})
@@ -271,6 +286,75 @@ def test_weights_beside_the_onnx_file_are_in_the_plan_and_not_published_again(
     publish(asked, workspace, {})
     prefix = Path(asked.destination.uri.removeprefix("file://"))
     assert sorted(path.name for path in (prefix / "model/digits/1").iterdir()) == [PLAN]
+
+
+def timing_file(asked: ExportRequest) -> Path:
+    return Path(asked.destination.uri.removeprefix("file://")).parent / "timing" / f"{VERSION}-9.0.cache"
+
+
+def test_the_next_build_goes_on_from_the_timings_of_the_last(
+    asked: ExportRequest, workspace: Workspace, library: Library
+) -> None:
+    fetch(asked, workspace, {})
+    trt = tensorrt()
+    built(asked, workspace, trt)
+    assert trt.timings == [b""], "none were there"
+    publish(asked, workspace, {})
+    assert timing_file(asked).read_bytes() == b"timings"
+    manifest = Manifest.from_json((timing_file(asked).parents[1] / f"1-{REVISION}" / "manifest.json").read_bytes())
+    assert not any("timing" in key for key in manifest.files), "no part of the artefact"
+
+    for name in ("10.11.0.33-9.0.cache", f"{VERSION}-9.0.cache.partial", f"{VERSION}-9.0/x.cache"):
+        other = timing_file(asked).parent / name
+        other.parent.mkdir(exist_ok=True)
+        other.write_bytes(b"something else")
+    asked = asked.model_copy(update={"destination": asked.destination.model_copy(update={"uri": asked.destination.uri + "9"})})
+    trt = tensorrt(measured=b"more timings")
+    fetch(asked, workspace, {})
+    assert [path.name for path in workspace.timings.iterdir()] == [f"{VERSION}-9.0.cache"]
+    built(asked, workspace, trt)
+    assert trt.timings == [b"timings"]
+    publish(asked, workspace, {})
+    assert timing_file(asked).read_bytes() == b"more timings"
+
+
+TIMINGS = [
+    ("is no cache", b"no cache", [b""]),
+    ("is another GPU's", b"timings of another GPU", [b"timings of another GPU", b""]),
+    ("is empty", b"", [b""]),
+    ("is too large", b"x" * (TIMING_LIMIT + 1), [b""]),
+]
+
+
+@pytest.mark.parametrize(("content", "tried"), [case[1:] for case in TIMINGS], ids=[case[0] for case in TIMINGS])
+def test_a_build_measures_anew_where_what_lies_in_the_place_of_timings(
+    content: bytes, tried: list[bytes], asked: ExportRequest, workspace: Workspace, library: Library
+) -> None:
+    timing_file(asked).parent.mkdir(parents=True)
+    timing_file(asked).write_bytes(content)
+    fetch(asked, workspace, {})
+    trt = tensorrt()
+    built(asked, workspace, trt)
+    assert trt.timings == tried
+    publish(asked, workspace, {})
+    assert timing_file(asked).read_bytes() == b"timings"
+
+
+@pytest.mark.parametrize("measured", [b"", b"x" * (TIMING_LIMIT + 1)], ids=["nothing", "too much"])
+def test_a_build_that_measured_what_is_not_kept_is_published(
+    measured: bytes, asked: ExportRequest, workspace: Workspace, library: Library
+) -> None:
+    built(asked, workspace, tensorrt(measured=measured))
+    assert publish(asked, workspace, {}).outcome is Outcome.PUBLISHED
+    assert not timing_file(asked).exists()
+
+
+def test_a_store_that_keeps_no_timings_ends_nothing(asked: ExportRequest, workspace: Workspace, library: Library) -> None:
+    timing_file(asked).parent.parent.mkdir(parents=True)
+    timing_file(asked).parent.write_bytes(b"a file in the place of the folder")
+    fetch(asked, workspace, {})
+    built(asked, workspace, tensorrt())
+    assert publish(asked, workspace, {}).outcome is Outcome.PUBLISHED
 
 
 def test_behind_pictures_the_network_is_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
