@@ -19,7 +19,7 @@ from .test_rollout import failed, load
 from .watching import Watch
 
 TOLD_BY_GATEWAY = (
-    'sum(label_replace(COUNTER{envoy_cluster_name=~"httproute/{{namespace}}/{{name}}/.*"}, '
+    'sum(label_replace(COUNTER{envoy_cluster_name=~"httproute/{{namespace}}/{{name}}/rule/[01].*"}, '
     '"ip", "$1", "envoy_endpoint_address", "(.*):.*") * on (ip) group_left () group by (ip) (label_replace('
     'nv_inference_request_success{namespace="{{namespace}}",model="{{model}}",version="{{version}}"}, '
     '"ip", "$1", "instance", "(.*):.*")))'
