@@ -12,7 +12,7 @@ from demo.load import Load
 from demo.manifests import deployment, upload_digits
 from devcluster.tenant import CHECKPOINTS, MODELS, Tenant
 
-from .test_journey import host
+from .test_journey import host, pod_uids
 from .watching import Watch
 
 STEPS = [{"weight": 20, "hold": "1h"}, {"weight": 100}]
@@ -52,6 +52,11 @@ def test_whatever_is_committed_in_mid_rollout_the_weights_are_never_wrong_on_the
     ):
         commit(1, canary=2)
         settled({1: 80, 2: 20})
+        # The rollout edited in flight: it goes on from where it is, and no pod is started again.
+        pods, until = pod_uids(tenant), tenant.status("digits")["step"]["until"]
+        commit(1, canary=2, steps=[{"weight": 10, "hold": "1m"}, {"weight": 20, "hold": "2h"}, {"weight": 100}])
+        tenant.wait(lambda: tenant.status("digits")["step"], lambda step: step["index"] == 1 and step["until"] > until, 30)
+        assert pod_uids(tenant) == pods
         # A revert in mid-rollout.
         commit(1)
         settled({1: 100})
