@@ -100,7 +100,8 @@ def _convert(request: ExportRequest, workspace: Workspace, code: UserCode | None
         _export(request, exported, golden, path, request.conversion.opset or DEFAULT_OPSET)
     save_golden(golden, workspace.output / GOLDEN)
     if calibration is not None:
-        save_golden(Golden({}, calibration.outputs), workspace.output / CALIBRATED)
+        what = f"the answers to {calibration.samples} samples of conversion.calibration (a set of fewer has less)"
+        save_golden(Golden({}, calibration.outputs), workspace.output / CALIBRATED, what)
     lower_precision(request.conversion, path, (calibration or golden).inputs, for_tensorrt=request.for_tensorrt)
     if has_dynamic_sizes(request):
         inputs = make_inputs(request.inputs, request.artifact_revision, min(golden.samples, 4), _OTHER_DYNAMIC)

@@ -151,7 +151,7 @@ def data_type_of(array: Array) -> DataType | None:
     return NAMES.get(array.dtype)
 
 
-def save_golden(golden: Golden, path: Path) -> None:
+def save_golden(golden: Golden, path: Path, what: str = "the golden samples") -> None:
     """Stored and not compressed: equal samples give equal bytes, and no reader needs to fear what unpacks."""
     arrays = {f"inputs/{name}": array for name, array in golden.inputs.items()}
     arrays |= {f"outputs/{name}": array for name, array in golden.outputs.items()}
@@ -159,7 +159,7 @@ def save_golden(golden: Golden, path: Path) -> None:
     if path.stat().st_size > GOLDEN_LIMIT:
         raise StepFailed(
             Reason.SHAPE_MISMATCH,
-            f"golden samples take {path.stat().st_size:,} bytes, more than {GOLDEN_LIMIT:,}: the outputs are too large",
+            f"{what} take {path.stat().st_size:,} bytes, more than {GOLDEN_LIMIT:,}: the outputs are too large",
         )
 
 

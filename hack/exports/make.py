@@ -74,6 +74,9 @@ def _carry_out(order: Order) -> None:
     import numpy as np
     import torch
 
+    from perch_exporter.contract import TensorSpec
+    from perch_exporter.samples import make_inputs
+
     folder = Path(order.folder)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
@@ -83,6 +86,10 @@ def _carry_out(order: Order) -> None:
     else:
         np.savez(folder / CALIBRATION, **{spec["name"]: _make_input(spec, _CALIBRATION).numpy() for spec in order.inputs})
         inputs = {spec["name"]: _make_input(spec, SAMPLES) for spec in order.inputs}
+    if _detects(order):
+        # Its weights are made for what it sees: that is to be like what the Job will ask.
+        specs = [TensorSpec(name=spec["name"], data_type=spec["dataType"], shape=spec["shape"]) for spec in order.inputs]
+        inputs = {name: torch.from_numpy(array) for name, array in make_inputs(specs, "0123abcd", SAMPLES).items()}
     model = _build(order, inputs)
     if (folder / PICTURE).exists():
         inputs = {order.inputs[0]["name"]: _read_picture(folder / PICTURE)}

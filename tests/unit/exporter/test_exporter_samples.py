@@ -147,3 +147,10 @@ def test_golden_samples_keep_their_types(tmp_path: Path) -> None:
     assert {name: array.dtype for name, array in (loaded.inputs | loaded.outputs).items()} == {
         "x": np.uint8, "labels": np.int64, "there": bool
     }  # fmt: skip
+
+
+def test_answers_that_take_too_much_are_called_by_what_they_are(tmp_path: Path) -> None:
+    large = Golden({}, {"mask": np.zeros((9, GOLDEN_LIMIT // 32), np.float32)})
+    with pytest.raises(StepFailed, match=r"the answers to 9 samples take [\d,]+ bytes, more than 33,554,432") as failed:
+        save_golden(large, tmp_path / "calibrated.npz", "the answers to 9 samples")
+    assert failed.value.reason is Reason.SHAPE_MISMATCH
