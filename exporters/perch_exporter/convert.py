@@ -24,7 +24,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from perch_exporter.accuracy import Classes
-from perch_exporter.architectures import build_model, cut
+from perch_exporter.architectures import TORCHVISION, build_model, cut
 from perch_exporter.checkpoint import load_model, read_state_dict
 from perch_exporter.contract import (
     ACCURACY,
@@ -80,6 +80,8 @@ Ask = Callable[[Tensors], dict[str, Array]]
 
 def convert(request: ExportRequest, workspace: Workspace) -> None:
     """Writes the files of `handover.handed_over`. Raises StepFailed; nothing usable is left behind then."""
+    if request.architecture and str(request.architecture.name).startswith(TORCHVISION):
+        import torchvision.models  # noqa: F401  # before the clock runs: the seconds that are told are those after imports
     with opened(workspace.object(SOURCE)) if SOURCE in request.objects() else nullcontext() as code:
         _convert(request, workspace, code)
 

@@ -36,7 +36,7 @@ GOLDEN_LIMIT = 32 * 2**20
 
 _INPUT_BUDGET = 8 * 2**20
 _MOST, _FEWEST = 16, 4
-_WORK_BUDGET, _FEWEST_WORKED = 128 * 10**9, 6
+_WORK_BUDGET, _FEWEST_WORKED = 64 * 10**9, 6
 """Of multiplications and additions. Six samples still make batches of three sizes."""
 _DYNAMIC = 224
 _INTEGERS = 10

@@ -46,7 +46,7 @@ def test_larger_inputs_have_fewer_samples(shape: tuple[int, ...], count: int) ->
     assert 4 * count * int(np.prod([224 if size == -1 else size for size in shape])) < GOLDEN_LIMIT / 2
 
 
-@pytest.mark.parametrize(("gigas", "count"), [(0, 13), (8, 13), (11, 11), (31, 6), (10_000, 6)])
+@pytest.mark.parametrize(("gigas", "count"), [(0, 13), (4, 13), (8, 8), (31, 6), (10_000, 6)])
 def test_a_network_that_takes_much_work_for_one_has_fewer_samples(gigas: int, count: int) -> None:
     assert sample_count([spec(3, 224, 224)], gigas * 10**9) == count
 
