@@ -20,7 +20,6 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 from torch import nn
-from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from perch_exporter.accuracy import Classes
@@ -46,11 +45,9 @@ from perch_exporter.picture_samples import make_pictures, prepare_pictures, save
 from perch_exporter.precision import lower_precision
 from perch_exporter.programs import export_script, load_program, load_script
 from perch_exporter.samples import (
-    DTYPES,
     Array,
     Golden,
     Tensors,
-    concrete,
     data_type_of,
     fits,
     in_batches,
@@ -97,7 +94,7 @@ def _convert(request: ExportRequest, workspace: Workspace, code: UserCode | None
         model = _load(request, workspace, code)
         asked, exported = _forms(request, model)
         reference = partial(_ask_checkpoint, request, asked, code)
-        count = sample_count(request.inputs, _operations(request, asked))
+        count = sample_count(request.inputs, _operations(request, reference))
         golden, calibration, eager_seconds = _samples(request, workspace, reference, count)
         _export(request, exported, golden, path, request.conversion.opset or DEFAULT_OPSET)
     save_golden(golden, workspace.output / GOLDEN)
@@ -186,15 +183,12 @@ def _translations(request: ExportRequest) -> dict[Callable[..., Any], Callable[.
     return dict(TRANSLATIONS)
 
 
-def _operations(request: ExportRequest, model: nn.Module) -> int:
-    """Multiplications and additions for one sample, counted by shapes alone: nothing is computed.
-
-    A network whose way depends on numbers, as a detector's end does, is counted up to there; one that torch cannot follow, not.
-    """
-    one = [(1, *concrete(spec.shape)) for spec in request.inputs]
-    types = [getattr(torch, DTYPES[spec.data_type].name) for spec in request.inputs]
-    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, suppress(Exception):
-        model(*(torch.empty(shape, dtype=dtype) for shape, dtype in zip(one, types, strict=True)))
+def _operations(request: ExportRequest, reference: Ask) -> int:
+    """Multiplications and additions for one sample, counted while the checkpoint answers to one."""
+    one = make_inputs(request.inputs, request.artifact_revision, 1)
+    # What it does not take is told when it is asked all samples.
+    with suppress(StepFailed), FlopCounterMode(display=False) as counter:
+        reference(one)
     return int(counter.get_total_flops())
 
 

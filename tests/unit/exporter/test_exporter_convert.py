@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -551,16 +552,13 @@ def test_a_checkpoint_of_nan_is_not_passed(lenet: Any, tmp_path: Path) -> None:
     assert caught.value.reason is Reason.PARITY_FAILED
 
 
-def test_the_work_for_a_sample_is_counted_up_to_where_it_depends_on_numbers(lenet: Any) -> None:
-    class Undecided(LeNet5):  # type: ignore[misc]
-        def forward(self, image: Any) -> Any:
-            return super().forward(image)[: int(image.sum())]
-
-    whole = convert_step._operations(request(), lenet)
+def test_the_work_for_a_sample_is_counted(lenet: Any) -> None:
     multiplications = 28 * 28 * 6 * 25 + 10 * 10 * 16 * 6 * 25 + 120 * 16 * 25 + 120 * 84 + 84 * 10
-    assert whole == 2 * multiplications
-    assert convert_step._operations(request(), Undecided().eval()) == whole
-    assert not any(tensor.is_meta for tensor in lenet.parameters())
+    for model in (lenet, torch.jit.script(lenet)):
+        ask_it = functools.partial(convert_step._ask_checkpoint, request(), model, None)
+        assert convert_step._operations(request(), ask_it) == 2 * multiplications
+    odd = request(inputs=[{"name": "image", "dataType": "FP32", "shape": [3, 28, 28]}])
+    assert convert_step._operations(odd, functools.partial(convert_step._ask_checkpoint, odd, lenet, None)) == 0
 
 
 def test_the_opset_that_is_asked_for_is_written(lenet: Any, tmp_path: Path) -> None:
