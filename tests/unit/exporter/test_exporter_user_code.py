@@ -16,7 +16,7 @@ from exporter_builders import convert_and_prove, file_request, packed
 
 from perch_exporter.contract import ExportRequest, Outcome, Reason
 from perch_exporter.failure import StepFailed
-from perch_exporter.workspace import MODEL, Workspace
+from perch_exporter.workspace import FIGURES, MODEL, Workspace
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch", reason="needs the exporter image's environment: torch is not installed here")
@@ -111,6 +111,29 @@ def test_a_network_of_ones_own_goes_the_whole_way(entry_point: str, tmp_path: Pa
         torch.nn.functional.leaky_relu(hidden, 0.2), state["last.weight"], state["last.bias"]
     ).numpy()
     assert np.allclose(session.run(None, {"image": images})[0], expected, atol=1e-5)
+
+
+KEEPS = {
+    "in itself": """
+        if self.grid is None:
+            self.grid = torch.linspace(0, 1, image.shape[-1])
+        return super().forward(image + self.grid)
+""",
+    "in its module": """
+        if not GRIDS:
+            GRIDS.append(torch.linspace(0, 1, image.shape[-1]))
+        return super().forward(image + GRIDS[0])
+""",
+}
+
+
+@pytest.mark.parametrize("where", KEEPS)
+def test_a_network_may_keep_a_tensor_at_its_first_call(where: str, tmp_path: Path) -> None:
+    caching = f"GRIDS = []\n\n\nclass Caching(Net):\n    grid = None\n\n    def forward(self, image):{KEEPS[where]}"
+    workspace = converted(
+        asked_for(tmp_path, FILES | {"nets/model.py": NETWORK + caching}, "nets.model:Caching", **PARAMETERS), tmp_path
+    )
+    assert (workspace.proof / FIGURES).exists()
 
 
 def test_nothing_of_it_stays_importable(tmp_path: Path) -> None:
