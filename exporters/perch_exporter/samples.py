@@ -105,7 +105,19 @@ def in_batches(answer: Callable[[Tensors], Tensors], inputs: Tensors, batch: int
 
 
 def joined(parts: Sequence[Tensors]) -> dict[str, Array]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    """The answers to several batches as to one. Raises ExportFailed where they do not fit each other."""
+    found = {}
+    for name in parts[0]:
+        try:
+            found[name] = np.concatenate([part[name] for part in parts])
+        except ValueError as error:
+            shapes = ", ".join(dict.fromkeys(str(list(part[name].shape)) for part in parts))
+            raise StepFailed(
+                Reason.EXPORT_FAILED,
+                f"{name} has the shapes {shapes} in batches one after the other: it must have a row for each sample, and only "
+                "their number may follow the batch",
+            ) from error
+    return found
 
 
 def fits(shape: Sequence[int], stated: Sequence[int]) -> bool:
