@@ -23,7 +23,7 @@ from perch_exporter.cuda import Cuda
 from perch_exporter.failure import Judged, StepFailed
 from perch_exporter.handover import handed_over, inspect
 from perch_exporter.parity import Answers, judge
-from perch_exporter.samples import Array, Golden, Tensors, load_golden
+from perch_exporter.samples import Array, Golden, Tensors, joined, load_golden
 from perch_exporter.timings import former, keep
 from perch_exporter.workspace import GOLDEN, MODEL, PLAN, PLAN_FIGURES, Workspace
 
@@ -146,8 +146,7 @@ def _case(engine: Any, cuda: Cuda, golden: Golden, batch: int) -> Answers:
         _run(engine, cuda, {name: array[start : start + batch] for name, array in golden.inputs.items()}, golden.outputs)
         for start in range(0, golden.samples, batch)
     ]
-    answered = {name: np.concatenate([part[name] for part in parts]) for name in golden.outputs}
-    return Answers(golden.outputs, answered, f"{golden.samples} samples in batches of {batch} by the plan")
+    return Answers(golden.outputs, joined(parts), f"{golden.samples} samples in batches of {batch} by the plan")
 
 
 def _run(engine: Any, cuda: Cuda, inputs: Tensors, outputs: Tensors) -> dict[str, Array]:
