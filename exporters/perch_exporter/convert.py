@@ -20,7 +20,6 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from perch_exporter.accuracy import Classes
 from perch_exporter.architectures import TORCHVISION, build_model, cut
@@ -185,6 +184,10 @@ def _translations(request: ExportRequest) -> dict[Callable[..., Any], Callable[.
 
 def _operations(request: ExportRequest, reference: Ask) -> int:
     """Multiplications and additions for one sample, counted while the checkpoint answers to one."""
+    # It warns, as soon as it is imported, that it counts no kernels of the Triton language: there are none here.
+    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
+    from torch.utils.flop_counter import FlopCounterMode
+
     one = make_inputs(request.inputs, request.artifact_revision, 1)
     # What it does not take is told when it is asked all samples.
     with suppress(StepFailed), FlopCounterMode(display=False) as counter:
