@@ -2,8 +2,9 @@
 
 The operator writes `ExportRequest` and `DeleteRequest` and reads `Summary`; the exporter does the reverse. `Manifest`,
 `Claim` and `Figures` travel between the exporter's own steps. Nothing here may import torch, numpy, an object store's
-library or a Kubernetes client. JSON speaks camelCase, Python snake_case; unknown fields are refused on both sides, so
-that a field which one side does not know is an error and never silently dropped.
+library or a Kubernetes client. JSON speaks camelCase, Python snake_case. A request's unknown field is refused: what is
+asked for and not known is an error and never silently dropped. What is read back (`_Kept`) may be a newer release's, and
+its unknown fields are ignored.
 """
 
 from __future__ import annotations
@@ -88,6 +89,15 @@ class _Contract(BaseModel):
     def from_json(cls, text: str | bytes) -> Self:
         """Raises pydantic.ValidationError, which names every field that is wrong."""
         return cls.model_validate_json(text)
+
+
+class _Kept(_Contract):
+    """What outlives the release that wrote it. A release that is rolled back has to read what its successor published."""
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Ignores fields that this release does not know, those of its parts too; all else is refused as in a request."""
+        return cls.model_validate_json(text, extra="ignore")
 
 
 class Owner(_Contract):
@@ -802,7 +812,7 @@ class FileEntry(_Contract):
     size: Annotated[int, Field(ge=0)]
 
 
-class Manifest(_Contract):
+class Manifest(_Kept):
     """Written last, it makes an artefact visible; its own sha256 is the artefact's digest.
 
     It carries no time of its own making: equal content must have an equal digest (the object's own date tells when).
@@ -832,7 +842,7 @@ class Manifest(_Contract):
         return sum(entry.size for entry in self.files.values())
 
 
-class Claim(_Contract):
+class Claim(_Kept):
     """The first object of a prefix and the last to go: whose it is while there is no manifest, before or after."""
 
     FILE_NAME: ClassVar[str] = "claim.json"
@@ -920,7 +930,7 @@ class Outcome(StrEnum):
     FAILED = "Failed"
 
 
-class Summary(_Contract):
+class Summary(_Kept):
     """A step's termination message. `to_json` never gives more than SUMMARY_LIMIT bytes: it shortens the messages."""
 
     schema_: Literal["perch.dev/summary/v1"] = Field(default="perch.dev/summary/v1", alias="schema")

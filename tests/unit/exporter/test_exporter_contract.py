@@ -12,7 +12,7 @@ import pytest
 from exporter_builders import document, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from perch_exporter import contract
 from perch_exporter.contract import ErrorReport, ExportRequest, Outcome, Parity, ParityTolerance, Reason, Step, Summary, Verdict
@@ -319,6 +319,71 @@ def test_a_shortened_message_keeps_its_beginning_and_its_end() -> None:
 def test_a_summary_is_refused_that_is(what: str, fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Summary.from_json(json.dumps(fields))
+
+
+def published() -> dict[str, Any]:
+    owner = {"cluster": "c", "namespace": "vision", "name": "digits"}
+    parity = Parity(verdict=Verdict.PASSED, samples=8, max_absolute_error=0, max_relative_error=0, spread=1)
+    accuracy = contract.Accuracy(
+        verdict=Verdict.PASSED,
+        dataset_sha256="a" * 64,
+        samples=9,
+        correct=8,
+        checkpoint_correct=8,
+        confused=(contract.Confused(label=1, predicted=2, count=1),),
+    )
+    gates = {"parity": parity, "tolerance": ParityTolerance(), "accuracy": accuracy}
+    tooling = contract.Tooling(torch="1", onnx="1", onnxruntime="1", opset=18)
+    manifest = contract.Manifest(
+        owner=contract.Owner(**owner),
+        model_name="digits",
+        version=1,
+        artifact_revision="0" * 8,
+        checkpoint_sha256="a" * 64,
+        files={"model/digits/1/model.onnx": contract.FileEntry(sha256="a" * 64, size=1)},
+        tooling=tooling,
+        **gates,
+    )
+    summary = Summary(
+        outcome=Outcome.FAILED,
+        tooling=tooling,
+        seconds=contract.StepSeconds(fetch=1),
+        error=ErrorReport(reason=Reason.PARITY_FAILED, message="", retryable=False, step=Step.PROVE),
+        **gates,
+    )
+    claim = contract.Claim(owner=contract.Owner(**owner), artifact_revision="0" * 8)
+    return {"manifest": manifest, "summary": summary, "claim": claim}
+
+
+def everywhere(part: Any, known: Any) -> Any:
+    """The JSON with a field more in every object that is one of the contract's."""
+    if isinstance(known, BaseModel):
+        fields = {field.alias or name: getattr(known, name) for name, field in type(known).model_fields.items()}
+        return {"ofTomorrow": {"x": 1}} | {name: everywhere(value, fields[name]) for name, value in part.items()}
+    if isinstance(known, dict):
+        return {name: everywhere(value, known[name]) for name, value in part.items()}
+    if isinstance(known, tuple):
+        return [everywhere(value, one) for value, one in zip(part, known, strict=True)]
+    return part
+
+
+@pytest.mark.parametrize("document", ["manifest", "summary", "claim"])
+def test_what_a_newer_release_published_is_read_without_the_fields_that_it_added_on_any_level(document: str) -> None:
+    known = published()[document]
+    newer = json.dumps(everywhere(json.loads(known.to_json()), known))
+    assert newer.count("ofTomorrow") == {"manifest": 8, "summary": 8, "claim": 2}[document]
+    assert type(known).from_json(newer) == known
+
+
+def test_a_request_to_delete_with_an_unknown_field_is_refused_also_in_a_part_that_manifests_have_too() -> None:
+    asked = {
+        "owner": {"cluster": "c", "namespace": "vision", "name": "digits"},
+        "artifactRevision": "0" * 8,
+        "destination": {"uri": "s3://b/x"},
+    }
+    contract.DeleteRequest.from_json(json.dumps(asked))
+    with pytest.raises(ValidationError, match="ofTomorrow"):
+        contract.DeleteRequest.from_json(json.dumps(asked | {"owner": {**asked["owner"], "ofTomorrow": 1}}))
 
 
 @pytest.mark.parametrize("path", ["../x", "/x", "a/../b", "a//b", "a/", ".hidden", "a\\b", "a b", ""])
