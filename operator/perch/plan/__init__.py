@@ -62,7 +62,7 @@ def plan(identity: Identity, spec: Spec, status: Status, observed: Observed, ins
         rescue=progress.out is not None and progress.out.reason in DESPERATE,
     )
     inspected = progress.out.version if progress.out else None
-    retired = plan_retirement(ctx, versions, set(replicas), inspected, target)
+    retired = plan_retirement(ctx, versions, set(replicas), inspected, target, progress.watched_until)
     canary = spec.traffic.canary
     trial = canary if canary is not None and progress.itself and versions[canary].readiness.able else None
     weights = plan_route(ctx, target, retired, trial=trial)

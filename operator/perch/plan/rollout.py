@@ -40,6 +40,8 @@ whose weight rises gets less than is assumed, which errs on its side; one whose 
 only in the mean of the step."""
 FRESH = timedelta(seconds=60)
 """A restarted operator watches so long, at most a whole hold, before it lets a canary go further; always for a batch at least."""
+WATCHED = timedelta(seconds=10)
+"""So long a canary with all traffic is counted at least before stable's pods may go: a few looks."""
 LOST = timedelta(seconds=30)
 """A canary that had traffic and runs, but is not ready, has so long to recover."""
 DESPERATE = ("ErrorRateHigher", "ErrorRateAboveMaximum", "Stalled", "GoldenMismatch")
@@ -73,6 +75,8 @@ class Progress:
     """The record of the present canary, where it is taken out."""
     complete: bool = False
     """The canary has all traffic: stable may be scaled away after its delay."""
+    watched_until: datetime | None = None
+    """Nor before this: with stable's pods goes the way back, and the judging ends."""
 
 
 @dataclass(frozen=True)
@@ -403,6 +407,8 @@ def _room(trial: _Trial) -> str:
 def _done(trial: _Trial, verdict: Verdict | None) -> Progress:
     step, present = trial.step, trial.ctx.present
     has = present.get(step.version, 0)
+    # Not a question of acceptance: an edit of the route must not start the pods of a stable that was scaled away.
+    complete = step.weight == 100 and has == 100
     # Pods of a former runtime, of one that was aborted even, gain nothing in the name of those to come.
     held = trial.rollout.paused or not _is_itself(trial)
     return Progress(
@@ -414,9 +420,16 @@ def _done(trial: _Trial, verdict: Verdict | None) -> Progress:
         history=trial.history,
         verdict=verdict,
         aim=_aim(trial),
-        # Not a question of acceptance: an edit of the route must not start the pods of a stable that was scaled away.
-        complete=step.weight == 100 and has == 100,
+        complete=complete,
+        watched_until=_watched_until(trial) if complete else None,
     )
+
+
+def _watched_until(trial: _Trial) -> datetime:
+    """Until when the canary has been counted for a while at its present weight."""
+    since, behind = trial.evidence.counted_since, _behind(trial.analysis)
+    # A first scrape shows the weight, and another one what came of it.
+    return (parse_time(since) if since else trial.ctx.now) + CONVERGED + 2 * behind + WATCHED
 
 
 # --- what can be wrong ---------------------------------------------------------------------------------------------------
@@ -719,10 +732,16 @@ def _aim(trial: _Trial) -> Aim | None:
         not_before=parse_time(evidence.counted_since) + CONVERGED,
         requests=_filled(prometheus.requests, fill) if prometheus and prometheus.requests else None,
         failures=_filled(prometheus.failures, fill) if prometheus and prometheus.failures else None,
-        behind=parse_duration(prometheus.scrape_interval or "60s") if prometheus and prometheus.requests else timedelta(),
+        behind=_behind(trial.analysis),
         address=prometheus.address if prometheus else None,
         metrics={q.name: _filled(q.query, fill) for q in (prometheus.metrics or [])} if prometheus else {},
     )
+
+
+def _behind(analysis: Analysis) -> timedelta:
+    """How old counters may be."""
+    prometheus = analysis.prometheus
+    return parse_duration(prometheus.scrape_interval or "60s") if prometheus and prometheus.requests else timedelta()
 
 
 def _filled(query: str, values: dict[str, str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from perch.api import Phase, Rollout, VersionStatus
 from perch.builders.route import build_route, is_current, must_rehearse
@@ -18,12 +18,18 @@ SETTLE = timedelta(seconds=10)
 
 
 def plan_retirement(
-    ctx: Context, versions: dict[int, VersionFacts], running: set[int], inspected: int | None, target: Mapping[int, int] | None
+    ctx: Context,
+    versions: dict[int, VersionFacts],
+    running: set[int],
+    inspected: int | None,
+    target: Mapping[int, int] | None,
+    watched_until: datetime | None,
 ) -> set[int]:
     """Drain, then remove, what is to run no more. Returns the versions that may leave the route.
 
     Weight 0, accepted by the Gateway, then scaleDownDelay (never less than the proxies need; for an aborted canary, `inspected`,
-    its inspectFor), then out of the route, and only when the route without it was accepted, the pods go.
+    its inspectFor; for stable, not before `watched_until`), then out of the route, and only when the route without it was
+    accepted, the pods go.
     """
     rollout = ctx.spec.rollout
     fields = Rollout.model_fields
@@ -49,6 +55,8 @@ def plan_retirement(
             drained_at = format_time(ctx.now)
         if drained_at is not None:
             due = parse_time(drained_at) + delay
+            if version == ctx.spec.traffic.stable and watched_until is not None:
+                due = max(due, watched_until)
             if ctx.now < due:
                 ctx.wakes.append(due)
             else:

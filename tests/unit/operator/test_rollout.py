@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -869,6 +870,33 @@ def test_counters_of_prometheus_are_waited_for_until_a_scrape_has_seen_the_weigh
     world.now += timedelta(seconds=1)
     world.step()
     assert world.ready_condition() == ("False", "NoEvidence")
+
+
+COUNTERS = {"address": "http://prometheus:9090", "requests": "r", "failures": "f"}
+
+
+@pytest.mark.parametrize("rolls", [False, True])
+def test_however_short_the_delay_stable_stays_until_a_canary_with_everything_has_been_counted(rolls: bool) -> None:
+    wanted = {"steps": [{"weight": 100}], "scaleDownDelay": "0s", "analysis": {"prometheus": COUNTERS}}
+    world = releasing(**wanted)
+    until_accepted(world, 100)
+    if rolls:
+        commit(world, runtime={"env": [{"name": "A", "value": "b"}]}, **wanted)
+        world.step()
+        world.now += timedelta(minutes=4)
+        world.step()
+        world.ready(2)
+        world.step()
+    for _ in range(125):
+        world.now += timedelta(seconds=1)
+        world.step()
+        world.go_well()
+    well = copy.deepcopy(world)
+    go_through(world, 6, canary=(1000, 500))
+    assert [a.reason for a in world.status.aborted] == ["ErrorRateAboveMaximum"]
+    assert world.weights == {1: 100}
+    well.settle()
+    assert set(well.servings) == {2}
 
 
 def parse(text: str) -> Any:
