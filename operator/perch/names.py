@@ -18,9 +18,6 @@ LABEL_VERSION = f"{GROUP}/version"
 LABEL_COMPONENT = f"{GROUP}/component"
 SELECTOR = f"{LABEL_MANAGED_BY}={FIELD_MANAGER},{LABEL_OWNER}"
 
-LABELS_COMPUTE_CAPABILITY = ("nvidia.com/gpu.compute.major", "nvidia.com/gpu.compute.minor")
-"""Of nodes, by NVIDIA's GPU feature discovery, which its GPU operator brings along."""
-
 ANNOTATION_REVISION = f"{GROUP}/artifact-revision"
 ANNOTATION_SERVING_HASH = f"{GROUP}/serving-hash"
 ANNOTATION_EXPORT_HASH = f"{GROUP}/export-hash"
@@ -60,6 +57,12 @@ def serving_hash(revision: str, artifact_digest: str, spec: Spec) -> str:
         mode="json", by_alias=True, exclude_defaults=True, include={"credentials_secret_ref", "ca_bundle_config_map_ref"}
     )
     return _digest([revision, artifact_digest, runtime, access])[:12]
+
+
+def gpu_labels(compute_capability: str) -> dict[str, str]:
+    """Of the nodes whose GPU has it, by NVIDIA's GPU feature discovery, which its GPU operator brings along."""
+    major, minor = compute_capability.split(".")
+    return {"nvidia.com/gpu.compute.major": major, "nvidia.com/gpu.compute.minor": minor}
 
 
 def serving_name(name: str, version: int) -> str:

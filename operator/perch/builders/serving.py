@@ -15,9 +15,9 @@ from perch.builders.store import ca_env, ca_mount, ca_volume, credentials_env
 from perch.names import (
     ANNOTATION_REVISION,
     ANNOTATION_SERVING_HASH,
-    LABELS_COMPUTE_CAPABILITY,
     artifact_uri,
     child_labels,
+    gpu_labels,
     pod_selector,
     serving_hash,
     serving_name,
@@ -215,12 +215,9 @@ def build_deployment(
 
 def _affinity(wanted: dict[str, Any] | None, compute_capability: str | None) -> dict[str, Any] | None:
     """The user's, and besides the nodes that can run the plan: on a GPU of another generation it would load in none."""
-    if not compute_capability:
+    if compute_capability is None:
         return wanted
-    own = [
-        {"key": label, "operator": "In", "values": [value]}
-        for label, value in zip(LABELS_COMPUTE_CAPABILITY, compute_capability.split("."), strict=True)
-    ]
+    own = [{"key": label, "operator": "In", "values": [value]} for label, value in gpu_labels(compute_capability).items()]
     required = "requiredDuringSchedulingIgnoredDuringExecution"
     nodes = (wanted or {}).get("nodeAffinity", {})
     # Any of the terms is enough for the scheduler, so each of them asks for it; an empty one matches no node, and stays so.

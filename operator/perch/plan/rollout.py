@@ -28,7 +28,7 @@ from perch.builders.route import makes_copies
 from perch.durations import parse_duration
 from perch.evidence import Aim, Batch, Gathered
 from perch.judge import STALE, Kind, begin_step, judge, take_in, take_in_reading
-from perch.names import serving_name
+from perch.names import gpu_labels, serving_name
 from perch.observed import ServingFacts
 from perch.plan.context import Context
 from perch.plan.servings import conflicts, foreign_plan, readiness, wanted_hash
@@ -457,12 +457,20 @@ def _broken(trial: _Trial) -> tuple[str, str] | None:
     if ctx.now < due:
         ctx.wakes.append(due)
         return None
-    hint = "; surge: WithinReplicas would take its pods from stable's" if trial.rollout.surge is None else ""
     words = (trouble.message if trouble else None) or (serving.words if serving else None) or "its pods say nothing"
     said = f"not ready within progressDeadline ({trial.rollout.progress_deadline}): {words}"
     if trouble is not None and trouble.reason == "Unschedulable":
-        return trouble.reason, said + hint
+        return trouble.reason, said + _way_out(trial, trouble.message)
     return "ProgressDeadlineExceeded", said
+
+
+def _way_out(trial: _Trial, words: str) -> str:
+    """What a user can do about pods that no node takes, where the scheduler's words do not tell."""
+    plan = trial.canary.tensorrt
+    if plan is not None and "affinity" in words:
+        labels = " and ".join(f"{label}={value}" for label, value in gpu_labels(plan.compute_capability).items())
+        return f"; a TensorRT plan runs on GPUs like the one that built it, so its pods require nodes labelled {labels}"
+    return "; surge: WithinReplicas would take its pods from stable's" if trial.rollout.surge is None else ""
 
 
 def _abort(trial: _Trial, reason: str, why: str) -> Progress:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from perch.api import Phase, Version, VersionStatus
 from perch.builders.autoscaler import build_autoscaler
 from perch.builders.serving import build_budget, build_deployment, build_service
-from perch.names import LABELS_COMPUTE_CAPABILITY, serving_hash, serving_name, version_of
+from perch.names import gpu_labels, serving_hash, serving_name, version_of
 from perch.observed import ServingFacts, matches
 from perch.plan.context import Apply, Context, Delete, Scale
 from perch.status import VersionFacts
@@ -41,7 +41,7 @@ def foreign_plan(ctx: Context, exported: VersionStatus) -> str | None:
 
 def _other_gpu(ctx: Context, version: int, capability: str) -> str | None:
     asked = ctx.spec.runtime.node_selector or {}
-    for label, needed in zip(LABELS_COMPUTE_CAPABILITY, capability.split("."), strict=False):
+    for label, needed in gpu_labels(capability).items():
         if asked.get(label, needed) != needed:
             return (
                 f"version {version} is a plan for GPUs of compute capability {capability} and runtime.nodeSelector asks for "

@@ -15,7 +15,7 @@ from perch.evidence import Gathered, Reading
 from perch.observed import PodTrouble
 from perch.plan import Apply
 from perch.status import build_events, format_time
-from perch_exporter.contract import Accuracy, Verdict
+from perch_exporter.contract import Accuracy, Tooling, Verdict
 
 from .world import World, entry, spec
 
@@ -613,6 +613,37 @@ def test_a_canary_that_cannot_be_scheduled_harms_nobody_and_is_aborted_past_the_
     assert world.ready_condition() == ("False", "Unschedulable")
     assert "WithinReplicas" in message(world)
     assert world.weights == {1: 100}
+
+
+@pytest.mark.parametrize(
+    ("words", "helps"),
+    [
+        ("0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector.", False),
+        ("0/3 nodes are available: 3 Insufficient nvidia.com/gpu.", True),
+    ],
+)
+def test_a_plan_for_which_no_node_has_the_right_gpu_names_the_labels_and_not_a_way_out_that_is_none(
+    words: str, helps: bool
+) -> None:
+    gpu = {"limits": {"nvidia.com/gpu": 1}}
+    plans = {
+        "versions": [entry(version, conversion={"target": "TensorRT"}) for version in (1, 2)],
+        "builder": {"tensorrtImage": "perch-tensorrt:25.10", "resources": gpu},
+        "runtime": {"image": "triton:25.10", "tensorrtVersion": "10.13.3.9", "resources": gpu},
+    }
+    world = World(spec(1, 2, **plans))
+    world.tooling = Tooling(torch="2", onnx="1", onnxruntime="1", opset=18, tensorrt="10.13.3.9", compute_capability="9.0")
+    world.settle()
+    world.spec = spec(1, 2, traffic={"stable": 1, "canary": 2}, rollout=rollout(progressDeadline="5m"), **plans)
+    world.generation += 1
+    world.step()
+    world.ready(2, 0, words=words, trouble=PodTrouble("Unschedulable", words))
+    world.step()
+    world.now += timedelta(minutes=6)
+    world.step()
+    assert world.ready_condition() == ("False", "Unschedulable")
+    named = "nvidia.com/gpu.compute.major=9 and nvidia.com/gpu.compute.minor=0" in message(world)
+    assert (named, "WithinReplicas" in message(world)) == (not helps, helps)
 
 
 def test_stable_that_breaks_while_the_canary_is_well_moves_no_weight() -> None:
