@@ -766,6 +766,12 @@ class Tooling(_Contract):
     compute_capability: ComputeCapability | None = None
     """Of the GPU that a plan was built on, such as 9.0."""
 
+    @model_validator(mode="after")
+    def _a_gpu_for_a_plan(self) -> Self:
+        if (self.tensorrt is None) != (self.compute_capability is None):
+            raise ValueError("tensorrt and computeCapability belong together: a plan is bound to both")
+        return self
+
 
 class StepSeconds(_Contract):
     fetch: Seconds | None = None

@@ -36,8 +36,8 @@ class VersionFacts:
     deadline_exceeded: bool = False
     conflict: bool = False
     """Pods of this number run another content: the entry was removed and put back changed."""
-    foreign: str | None = None
-    """Why this runtime may not have the artefact: a plan of another TensorRT, or for other GPUs."""
+    foreign: tuple[str, str] | None = None
+    """Why this runtime may not have the artefact (reason and message): a plan of another TensorRT, or for other GPUs."""
     removed: bool = False
 
     def replace_status(self, status: VersionStatus) -> VersionFacts:
@@ -123,7 +123,8 @@ def _stalled(facts: VersionFacts, *, deadline: bool) -> Verdict | None:
             "list it under a new version number (the former pods go on serving)",
         )
     if facts.foreign is not None:
-        return Verdict("Stalled", "TensorRTMismatch", f"{facts.foreign} (what served goes on serving)")
+        reason, why = facts.foreign
+        return Verdict("Stalled", reason, f"{why} (what served goes on serving)")
     if facts.status.phase is Phase.FAILED and facts.status.retry_at is None:
         return Verdict(
             "Stalled",

@@ -120,8 +120,8 @@ def _published(known: VersionStatus, summary: Summary) -> VersionStatus:
             "phase": Phase.PUBLISHED,
             "artifact_uri": summary.artifact_uri,
             "artifact_digest": summary.artifact_digest,
-            "tensorrt": TensorRTStatus(version=tooling.tensorrt, compute_capability=tooling.compute_capability or "")
-            if tooling and tooling.tensorrt
+            "tensorrt": TensorRTStatus(version=tooling.tensorrt, compute_capability=tooling.compute_capability)
+            if tooling and tooling.tensorrt and tooling.compute_capability
             else None,
             "message": None,
             "retry_at": None,

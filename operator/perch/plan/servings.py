@@ -22,8 +22,8 @@ def conflicts(ctx: Context, exported: VersionStatus) -> bool:
     return serving is not None and serving.revision != exported.artifact_revision
 
 
-def foreign_plan(ctx: Context, exported: VersionStatus) -> str | None:
-    """Why the artefact may not be given to this runtime, where it is a plan of another TensorRT or for other GPUs.
+def foreign_plan(ctx: Context, exported: VersionStatus) -> tuple[str, str] | None:
+    """Why the artefact may not be given to this runtime (reason and message): a plan of another TensorRT or for other GPUs.
 
     Of the nodes the planner knows what nodeSelector says; the pods ask the scheduler for the right ones in any case.
     """
@@ -32,18 +32,18 @@ def foreign_plan(ctx: Context, exported: VersionStatus) -> str | None:
         return None
     if built.version == runs:
         return _other_gpu(ctx, exported.version, built.compute_capability)
-    return (
+    return "TensorRTMismatch", (
         f"version {exported.version} is a plan of TensorRT {built.version} (compute capability {built.compute_capability}) and "
         f"runtime.tensorrtVersion says {runs or 'nothing'}: a plan runs on the version that built it alone. Set runtime.image "
         "and tensorrtVersion back, or list the checkpoint under a new version number, to be built by the runtime's TensorRT"
     )
 
 
-def _other_gpu(ctx: Context, version: int, capability: str) -> str | None:
+def _other_gpu(ctx: Context, version: int, capability: str) -> tuple[str, str] | None:
     asked = ctx.spec.runtime.node_selector or {}
     for label, needed in gpu_labels(capability).items():
         if asked.get(label, needed) != needed:
-            return (
+            return "GPUMismatch", (
                 f"version {version} is a plan for GPUs of compute capability {capability} and runtime.nodeSelector asks for "
                 f"{label}={asked[label]}: a plan runs on GPUs like the one that built it. Set nodeSelector back, or list the "
                 "checkpoint under a new version number, to be built on such a GPU (builder.nodeSelector)"

@@ -375,6 +375,14 @@ def test_what_a_newer_release_published_is_read_without_the_fields_that_it_added
     assert type(known).from_json(newer) == known
 
 
+@pytest.mark.parametrize("bound", [{"tensorrt": "10.13.3.9"}, {"compute_capability": "9.0"}])
+def test_a_plan_is_bound_to_a_tensorrt_and_a_gpu_or_it_is_none(bound: dict[str, str]) -> None:
+    tools = {"torch": "1", "onnx": "1", "onnxruntime": "1", "opset": 18}
+    contract.Tooling(**tools, tensorrt="10.13.3.9", compute_capability="9.0")
+    with pytest.raises(ValidationError, match="belong together"):
+        contract.Tooling(**tools, **bound)
+
+
 def test_a_request_to_delete_with_an_unknown_field_is_refused_also_in_a_part_that_manifests_have_too() -> None:
     asked = {
         "owner": {"cluster": "c", "namespace": "vision", "name": "digits"},

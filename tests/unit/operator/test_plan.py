@@ -556,7 +556,7 @@ def test_a_plan_is_given_to_gpus_of_no_other_generation() -> None:
     assert world.servings[1].serving_hash == former.serving_hash
     condition = world.status.condition("Ready")
     assert condition is not None
-    assert condition.reason == "TensorRTMismatch"
+    assert condition.reason == "GPUMismatch"
     assert f"compute capability 9.0 and runtime.nodeSelector asks for {label}=8" in condition.message
 
 
