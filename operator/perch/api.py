@@ -1808,19 +1808,25 @@ class Condition(StatusModel):
 
 
 class ParityStatus(StatusModel):
-    """Figures and limits of the gate, of a failed one too. A figure that is not judged, or not finite, is left out."""
+    """Figures and limits of the gate, of a failed one too. What is not judged is left out; an error may be "not finite"."""
 
     verdict: str = Field(description="Passed, Failed or Unprovable.")
     samples: Int32 | None = Field(None, description="Samples compared.")
-    max_absolute_error: str = Field(description="Greatest absolute difference found.")
+    max_absolute_error: str = Field(description="Greatest absolute difference found; of detections, of their scores.")
     absolute_tolerance: str | None = Field(None, description="Its limit, times the spread where that is above 1.")
-    max_relative_error: str = Field(description="Greatest difference found, relative to the outputs' spread.")
+    max_relative_error: str = Field(
+        description="Greatest difference found, relative to the spread; share of integers that differ, of detections without a "
+        "partner."
+    )
     relative_tolerance: str | None = Field(None, description="Its limit.")
-    spread: str | None = Field(None, description="How far the checkpoint's answers lie apart.")
+    spread: str | None = Field(
+        None, description="How far the checkpoint's answers lie apart; share of detections that the next sample lacks."
+    )
     top1_agreement: str | None = Field(None, description="Share of samples with the same class first.")
     minimum_top1_agreement: str | None = Field(None, description="Its limit.")
     cosine: str | None = Field(None, description="Smallest between the vectors of one sample.")
     minimum_cosine: str | None = Field(None, description="Its limit.")
+    minimum_iou: str | None = Field(None, description="Overlap at which detections are partners; given where these are judged.")
 
 
 class AccuracyStatus(StatusModel):

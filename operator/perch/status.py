@@ -308,6 +308,11 @@ def _published(version: VersionStatus) -> Event:
 def _parity(found: ParityStatus) -> str:
     allowed = f" (allowed {found.relative_tolerance})" if found.relative_tolerance else ""
     words = f"parity {found.verdict} at a relative error of {found.max_relative_error}{allowed}"
+    if found.minimum_iou:
+        words = (
+            f"parity {found.verdict} with {found.max_relative_error} of the detections without a partner{allowed}, "
+            f"scores up to {found.max_absolute_error} apart (allowed {found.absolute_tolerance})"
+        )
     if found.minimum_top1_agreement:
         words += f", top-1 agreement {found.top1_agreement} (at least {found.minimum_top1_agreement})"
     if found.minimum_cosine:

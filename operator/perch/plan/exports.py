@@ -153,6 +153,7 @@ def _parity(found: contract.Parity, limits: contract.ParityTolerance | None) -> 
         minimum_top1_agreement=limits and limits.minimum_top1_agreement,
         cosine=_share(found.cosine),
         minimum_cosine=limits and limits.minimum_cosine,
+        minimum_iou=limits and limits.minimum_iou,
     )
 
 

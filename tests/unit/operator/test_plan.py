@@ -387,6 +387,7 @@ FIGURES = {
     "minimumTop1Agreement": "0.9",
     "cosine": "0.99996",
     "minimumCosine": "0.95",
+    "minimumIou": None,
 }
 
 
@@ -413,6 +414,22 @@ def test_the_gates_figures_limits_and_verdicts_stand_in_status_and_in_the_event(
     assert told.endswith(
         "parity Passed at a relative error of 0.001 (allowed 1e-2), top-1 agreement 0.99949 (at least 0.9), "
         "cosine 0.99996 (at least 0.95), accuracy 0.9790 (Passed; the checkpoint's is 0.9810, at least 0.95, at most 0.01 below)"
+    )
+
+
+def test_of_detections_status_and_event_speak_of_partners_and_scores() -> None:
+    world = World(spec(1))
+    parity = Parity(verdict=Verdict.PASSED, samples=32, max_absolute_error=0.0004, spread=0.9, max_relative_error=0.003)
+    world.gates = {"parity": parity, "tolerance": ParityTolerance(relative_tolerance="1e-2", minimum_iou="0.9")}
+    world.step()
+    world.finish(job_of(world, 1))
+    before = world.status
+    world.step()
+    written = world.status.model_dump(by_alias=True, mode="json")["versions"][0]["parity"]
+    assert (written["minimumIou"], written["maxRelativeError"], written["relativeTolerance"]) == ("0.9", "0.003", "1e-2")
+    told = next(event.message for event in build_events(before, world.status) if event.reason == "VersionPublished")
+    assert told.endswith(
+        "parity Passed with 0.003 of the detections without a partner (allowed 1e-2), scores up to 0.0004 apart (allowed 1e-3)"
     )
 
 
