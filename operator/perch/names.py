@@ -36,13 +36,14 @@ def artifact_revision(entry: Version) -> str:
     return _digest(entry.model_dump(mode="json", by_alias=True, exclude_defaults=True))[:8]
 
 
-def export_hash(job_spec: Mapping[str, Any]) -> str:
-    """Twelve hex digits over all that an export Job is made of: what failed with one hash may do better with another.
+def export_hash(request: Mapping[str, Any], spec: Spec) -> str:
+    """Twelve hex digits over all that the user has an export Job made of: what failed with one hash may do better with another.
 
-    Of the whole Job, Perch's own images too: the remedy of a failure may stand in `builder`, in `runtime` or in a release. What
-    was published is not made anew for it.
+    That is the request, `builder`, and how the store is reached. What the operator adds (its images, the Job's form) does not
+    count: an upgrade of Perch would start a Job for every export of the cluster that ever failed.
     """
-    return _digest(job_spec)[:12]
+    builder = spec.builder.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"network_policy"})
+    return _digest([request, builder, _access(spec)])[:12]
 
 
 def serving_hash(revision: str, artifact_digest: str, spec: Spec) -> str:
@@ -53,10 +54,13 @@ def serving_hash(revision: str, artifact_digest: str, spec: Spec) -> str:
     restarts no model.
     """
     runtime = spec.runtime.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas", "autoscaling"})
-    access = spec.repository.model_dump(
+    return _digest([revision, artifact_digest, runtime, _access(spec)])[:12]
+
+
+def _access(spec: Spec) -> Mapping[str, Any]:
+    return spec.repository.model_dump(
         mode="json", by_alias=True, exclude_defaults=True, include={"credentials_secret_ref", "ca_bundle_config_map_ref"}
     )
-    return _digest([revision, artifact_digest, runtime, access])[:12]
 
 
 def gpu_labels(compute_capability: str) -> dict[str, str]:

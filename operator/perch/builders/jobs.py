@@ -197,11 +197,12 @@ def build_export_job(identity: Identity, spec: Spec, entry: Version, revision: s
         mounts(("state", True), ("output", True), ("proof", True), *([("plan", True)] if plan else [])) + ca,
     )  # fmt: skip
     labels = child_labels(identity.name, "export", entry.version)
-    job = _job(
+    made_of = export_hash(request.model_dump(mode="json", exclude_defaults=True), spec)
+    return _job(
         identity,
         export_job_name(identity.name, entry.version, revision),
         labels,
-        {ANNOTATION_REVISION: revision},
+        {ANNOTATION_REVISION: revision, ANNOTATION_EXPORT_HASH: made_of},
         request.to_json(),
         spec,
         init=[fetch, convert, prove, build] if plan else [fetch, convert, prove],
@@ -211,8 +212,6 @@ def build_export_job(identity: Identity, spec: Spec, entry: Version, revision: s
         # Passing trouble too: the planner tries again later, with growing delays and the reason in a condition.
         fail_at_once=[contract.EXIT_PERMANENT, contract.EXIT_PASSING],
     )
-    job["metadata"]["annotations"][ANNOTATION_EXPORT_HASH] = export_hash(job["spec"])
-    return job
 
 
 def build_cleanup_job(identity: Identity, spec: Spec, version: int, revision: str, installation: Installation) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import pytest
 from perch.api import Phase
 from perch.names import FINALIZER, artifact_revision, cleanup_job_name, export_job_name
 from perch.observe import route_facts
-from perch.observed import JobState
-from perch.plan import Apply, Delete, SetFinalizer
+from perch.observed import Installation, JobState
+from perch.plan import Apply, Delete, SetFinalizer, plan
 from perch.plan.exports import BACKOFF
 from perch.status import build_events, with_failures
 from perch_exporter.contract import Accuracy, Parity, ParityTolerance, Reason, Tooling, Verdict
@@ -302,6 +302,18 @@ def test_a_failure_that_builder_or_runtime_may_mend_is_tried_again_with_another(
     assert world.ready_condition() == ("False", "ExportFailed")
     world.now += timedelta(days=1)
     assert world.step().actions == (), "and with nothing else no third time"
+
+
+def test_an_upgrade_of_perch_tries_no_failed_export_again() -> None:
+    world = World(spec(1, **TENSORRT))
+    world.step()
+    world.fail(job_of(world, 1), Reason.PARITY_FAILED)
+    failed = world.step().status
+    upgraded = Installation("test-cluster", "exporter:2", "artifacts:2", "triton:2", "Always")
+    for _ in ("its Job stands", "its Job is gone"):
+        decided = plan(world.identity, world.spec, world.status, world.observe(), upgraded, world.now)
+        assert (decided.actions, decided.status) == ((), failed)
+        world.jobs.clear()
 
 
 def test_a_failed_export_that_is_to_be_tried_again_survives_the_operators_death() -> None:
