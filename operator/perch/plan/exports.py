@@ -70,12 +70,16 @@ def plan_export(ctx: Context, entry: Version) -> VersionStatus:
     if job.state is JobState.SUCCEEDED and job.summary is not None and job.summary.artifact_digest is not None:
         return _published(known, job.summary)
     # The Job is done but nobody can say what it published: run it again, the repository answers at once.
-    since = job.finished_at or ctx.now
-    if ctx.now < since + LAST_WORDS:
-        ctx.wakes.append(since + LAST_WORDS)
-    else:
+    if not _may_still_speak(ctx, job):
         ctx.actions.append(Delete("Job", job.name))
     return known
+
+
+def _may_still_speak(ctx: Context, job: JobFacts) -> bool:
+    until = (job.finished_at or ctx.now) + LAST_WORDS
+    if ctx.now < until:
+        ctx.wakes.append(until)
+    return ctx.now < until
 
 
 def _export(ctx: Context, entry: Version, known: VersionStatus, failed: JobFacts | None) -> VersionStatus:
@@ -87,24 +91,33 @@ def _export(ctx: Context, entry: Version, known: VersionStatus, failed: JobFacts
         return known.model_copy(update={"phase": Phase.FAILED, "message": message, "retry_at": None, "export_hash": None})
     made_of = job["metadata"]["annotations"][ANNOTATION_EXPORT_HASH]
     if failed is not None and failed.export_hash == made_of:
-        return _failed_export(ctx, known, failed)
-    if known.phase is Phase.FAILED and known.export_hash == made_of:
-        if known.retry_at is None:
+        mute = failed.words is None and (failed.summary is None or failed.summary.error is None)
+        if mute and known.phase is not Phase.FAILED and _may_still_speak(ctx, failed):
             return known
-        due = parse_time(known.retry_at)
-        if ctx.now < due:
-            ctx.wakes.append(due)
+        known = _failed(ctx, known, failed)
+    if known.phase is Phase.FAILED and known.export_hash == made_of:
+        if not _is_due(ctx, known):
             return known
     elif known.phase is Phase.FAILED:
         known = known.model_copy(update={"attempts": 0})
     if failed is not None:
-        # Its name is taken until it is gone; its end wakes us, and then the next one starts.
+        # Its name is taken until it is gone; its end wakes us, and then the next one starts. Till then the failure is known.
         ctx.actions.append(Delete("Job", failed.name))
-        return _under_way(known)
+        return known
     if not _confined(ctx):
         return _under_way(known, "waiting until the NetworkPolicy that builder.networkPolicy asks for is there")
     ctx.actions.append(Apply(job))
     return _under_way(known)
+
+
+def _is_due(ctx: Context, failed: VersionStatus) -> bool:
+    """Whether a failed export is tried again now: after its delay, and never by itself what failed for good."""
+    if failed.retry_at is None:
+        return False
+    due = parse_time(failed.retry_at)
+    if ctx.now < due:
+        ctx.wakes.append(due)
+    return ctx.now >= due
 
 
 def _under_way(known: VersionStatus, message: str | None = None) -> VersionStatus:
@@ -179,34 +192,14 @@ def _share(value: float | None) -> str | None:
     return None if value is None else f"{value:.5g}"
 
 
-def _failed_export(ctx: Context, known: VersionStatus, job: JobFacts) -> VersionStatus:
+def _failed(ctx: Context, known: VersionStatus, job: JobFacts) -> VersionStatus:
+    """What a failed Job leaves in status: why, and when the next one is due if that may help."""
     error = job.summary.error if job.summary else None
-    since = job.finished_at or ctx.now
-    if error is None and job.words is None and known.phase is not Phase.FAILED and ctx.now < since + LAST_WORDS:
-        ctx.wakes.append(since + LAST_WORDS)
-        return known
     message = f"{error.step.value}: {error.message} ({error.reason.value})" if error else job.words or "the export Job failed"
+    failure = {"phase": Phase.FAILED, "message": message, "export_hash": job.export_hash}
     if error is not None and not error.retryable:
-        return known.model_copy(
-            update=_gates(job.summary)
-            | {"phase": Phase.FAILED, "message": message, "retry_at": None, "export_hash": job.export_hash}
-        )
-    if known.phase is Phase.FAILED and known.retry_at is not None:
-        due = parse_time(known.retry_at)
-        if ctx.now < due:
-            ctx.wakes.append(due)
-        else:
-            # Its name is taken until it is gone; its end wakes us, and then the next one starts.
-            ctx.actions.append(Delete("Job", job.name))
+        return known.model_copy(update=_gates(job.summary) | failure | {"retry_at": None})
+    if known.export_hash == job.export_hash and known.retry_at is not None:
         return known.model_copy(update={"message": message if error else known.message})
     due = ctx.now + timedelta(seconds=BACKOFF[min(known.attempts, len(BACKOFF) - 1)])
-    ctx.wakes.append(due)
-    return known.model_copy(
-        update={
-            "phase": Phase.FAILED,
-            "message": message,
-            "retry_at": format_time(due),
-            "attempts": known.attempts + 1,
-            "export_hash": job.export_hash,
-        }
-    )
+    return known.model_copy(update=failure | {"retry_at": format_time(due), "attempts": known.attempts + 1})

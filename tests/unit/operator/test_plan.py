@@ -350,6 +350,25 @@ def test_a_running_export_is_left_alone_whatever_builder_says_meanwhile() -> Non
     assert not any(isinstance(action, Delete) for action in world.step().actions)
 
 
+def test_the_next_failure_has_a_delay_of_its_own_also_where_the_status_of_its_start_was_lost() -> None:
+    world = World(spec(1))
+    world.step()
+    world.fail(job_of(world, 1), Reason.ACCESS_DENIED)
+    world.step()
+    change(world, 1, builder={"nodeSelector": {"disk": "fast"}})
+    world.step()
+    world.step(writes=1)
+    world.now += timedelta(minutes=10)
+    world.fail(job_of(world, 1), Reason.ACCESS_DENIED)
+    decided = world.step()
+    assert decided.actions == ()
+    assert decided.wake_at == world.now + timedelta(seconds=BACKOFF[0])
+    world.now = decided.wake_at
+    assert world.step().actions == (Delete("Job", job_of(world, 1)),)
+    world.step()
+    assert world.jobs[job_of(world, 1)].state is JobState.RUNNING
+
+
 def test_passing_trouble_is_tried_again_at_once_where_the_job_would_be_another() -> None:
     world = World(spec(1))
     world.step()
