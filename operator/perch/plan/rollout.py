@@ -317,19 +317,20 @@ def _held(trial: _Trial) -> Progress:
     if not _is_judged(trial):
         return _advance(trial, f"held at {step.weight} %, where it had no requests to be judged by")
     finding = judge(trial.evidence, trial.analysis, ctx.now)
-    if finding.reason not in BLIND and not _saw_itself(trial):
-        return _inconclusive(trial, "NoEvidence", "no counts have come since the operator began to look", until)
+    if finding.reason not in BLIND and (missing := _not_seen_itself(trial)):
+        return _inconclusive(trial, *missing, until)
     if finding.kind is Kind.PASS:
         return _advance(trial, finding.message)
     return _inconclusive(trial, finding.reason, finding.message, until)
 
 
-def _saw_itself(trial: _Trial) -> bool:
-    """Whether the running operator has taken in evidence of its own: what a former one has seen carries no canary further."""
+def _not_seen_itself(trial: _Trial) -> tuple[str, str] | None:
+    """What the running operator has not seen itself (reason and message): what a former one has carries no canary further."""
     gathered, last = trial.gathered, trial.evidence.last_at
     if gathered is None or gathered.epoch != _epoch(trial) or last is None or parse_time(last) <= gathered.since:
-        return False
-    return all(parse_time(metric.at) >= gathered.since for metric in trial.evidence.metrics)
+        return "NoEvidence", "no counts have come since the operator began to look"
+    unread = next((m.name for m in trial.evidence.metrics if parse_time(m.at) < gathered.since), None)
+    return ("NoMetric", f"metric {unread} has not been read since the operator began to look") if unread else None
 
 
 def _inconclusive(trial: _Trial, reason: str, message: str, until: datetime) -> Progress:

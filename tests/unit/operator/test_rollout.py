@@ -363,6 +363,8 @@ def test_after_a_restart_a_metric_too_is_read_anew() -> None:
     world.step()
     go_through(world, 12)
     assert world.weights == {1: 95, 2: 5}
+    assert world.ready_condition() == ("False", "NoMetric")
+    assert "metric m has not been read since the operator began to look" in message(world)
     read()
     world.step()
     assert world.status.step is not None
