@@ -21,10 +21,10 @@ from perch.plan.context import Action, Apply, Context, Delete, Plan, Scale, SetF
 from perch.plan.exports import plan_export, plan_export_policy
 from perch.plan.removal import plan_deletion, plan_removed
 from perch.plan.rollout import (
-    DESPERATE,
     Progress,
     canary_replicas,
     decide_rollout,
+    is_desperate,
     share_places,
     stable_replicas,
     within_replicas,
@@ -59,7 +59,7 @@ def plan(identity: Identity, spec: Spec, status: Status, observed: Observed, ins
         progress.share,
         {v: f.readiness for v, f in versions.items()} | others,
         {v: w for v, w in ctx.present.items() if w > 0},
-        rescue=progress.out is not None and progress.out.reason in DESPERATE,
+        rescue=is_desperate(ctx, progress),
     )
     inspected = progress.out.version if progress.out else None
     retired = plan_retirement(ctx, versions, set(replicas), inspected, target, progress.watched_until)

@@ -27,7 +27,7 @@ from perch.api import (
 from perch.builders.route import makes_copies
 from perch.durations import parse_duration
 from perch.evidence import Aim, Batch, Gathered
-from perch.judge import STALE, Kind, begin_step, judge, take_in, take_in_reading
+from perch.judge import HUNG_PODS, STALE, Kind, begin_step, judge, take_in, take_in_reading
 from perch.names import gpu_labels, serving_name
 from perch.observed import ServingFacts
 from perch.plan.context import Context
@@ -44,7 +44,7 @@ WATCHED = timedelta(seconds=10)
 """So long a canary with all traffic is counted at least before stable's pods may go: a few looks."""
 LOST = timedelta(seconds=30)
 """A canary that had traffic and runs, but is not ready, has so long to recover."""
-DESPERATE = ("ErrorRateHigher", "ErrorRateAboveMaximum", "Stalled", "GoldenMismatch")
+DESPERATE = ("ErrorRateHigher", "ErrorRateAboveMaximum", "GoldenMismatch")
 """Aborted for these, many pods of the canary are no better than one of stable's."""
 BLIND = ("NoEvidence", "NoMetric")
 """Verdicts about what cannot be seen: they stand, whatever else is to be said of the evidence."""
@@ -498,6 +498,16 @@ def _abort(trial: _Trial, reason: str, why: str) -> Progress:
         verdict=_aborted_verdict(ctx, record, trial.rollout),
         out=record,
     )
+
+
+def is_desperate(ctx: Context, progress: Progress) -> bool:
+    """Whether the canary was aborted, and for what makes one pod of stable's better than all of its own."""
+    out, evidence = progress.out, progress.evidence
+    if out is None or out.reason != "Stalled":
+        return out is not None and out.reason in DESPERATE
+    # A pod that hangs says nothing of the others, which answer. Of many pods no more are remembered: so many are taken for all.
+    serving, hung = ctx.observed.servings.get(out.version), len(evidence.hung) if evidence else 0
+    return serving is None or hung >= min(serving.ready, HUNG_PODS)
 
 
 def _stands(ctx: Context, found: Aborted, canary: VersionStatus, rollout: Rollout) -> bool:

@@ -1046,6 +1046,22 @@ def test_an_abort_is_carried_out_by_whatever_pods_stable_has() -> None:
     assert world.weights == {1: 100}
 
 
+@pytest.mark.parametrize(("hung", "desperate"), [(1, False), (6, True)])
+def test_a_pod_that_hangs_among_many_that_answer_does_not_send_everything_to_the_one_that_stable_has(
+    hung: int, desperate: bool
+) -> None:
+    world = ten(steps=[{"weight": 60, "hold": "1h"}, {"weight": 100}])
+    until_accepted(world, 60)
+    assert world.servings[2].ready == 6
+    world.ready(1, 1)
+    go_through(world, 36, hung=tuple(f"digits-v2-{pod}/1" for pod in range(hung)))
+    assert [a.reason for a in world.status.aborted] == ["Stalled"]
+    assert world.weights == ({1: 100} if desperate else {1: 40, 2: 60})
+    world.ready(1, 8)
+    world.step()
+    assert world.weights == {1: 100}
+
+
 def test_an_abort_that_stable_cannot_take_says_so() -> None:
     world = ten(steps=[{"weight": 60, "hold": "1h"}, {"weight": 100}])
     until_accepted(world, 60)
