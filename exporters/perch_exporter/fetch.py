@@ -30,16 +30,16 @@ def fetch(request: ExportRequest, workspace: Workspace, environment: Mapping[str
         log.info("already published as %s, nothing to do", found.digest)
         return
     bring(request, workspace, environment)
+    fetch_timings(request, workspace, environment)
     workspace.write_fetch_seconds(time.monotonic() - started)
 
 
 def bring(request: ExportRequest, workspace: Workspace, environment: Mapping[str, str]) -> None:
-    """What the request names, whatever the repository holds."""
+    """What the request names, without a question to the repository."""
     # Not sooner: it brings Triton's protobuf along, which what is published already need not wait for.
     from perch_exporter.model_files import check_request
 
     check_request(request)  # what it refuses, it refuses before minutes of work
-    fetch_timings(request, workspace, environment)
     for name, wanted in request.objects().items():
         _fetch_object(name, wanted, workspace.object(name), environment)
 

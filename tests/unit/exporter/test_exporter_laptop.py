@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from exporter_builders import file_request
 
-from perch_exporter.contract import EXIT_PERMANENT, ExportRequest, Outcome, Reason, Summary, Verdict
+from perch_exporter.contract import EXIT_PERMANENT, ExportRequest, Outcome, Reason, Summary, Target, Verdict
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch", reason="needs the exporter image's environment: torch is not installed here")
 
 from perch_exporter.architectures import LeNet5  # noqa: E402
 
-NOBODY = {"uri": "s3://models/prod", "endpoint": "http://127.0.0.1:1"}
+KEY = {"AWS_ACCESS_KEY_ID": "a-key", "AWS_SECRET_ACCESS_KEY": "a-secret"}
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def demanding(asked: ExportRequest) -> ExportRequest:
 
 def run(command: str, asked: ExportRequest, root: Path, *more: str | Path) -> subprocess.CompletedProcess[str]:
     (root / "request.json").write_text(asked.to_json())
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": ":".join(path for path in sys.path if path), "HOME": str(root)}
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": ":".join(path for path in sys.path if path), "HOME": str(root)} | KEY
     arguments = [sys.executable, "-m", "perch_exporter", command, "--request", root / "request.json", *more]
     return subprocess.run(
         list(map(str, arguments)), capture_output=True, text=True, check=False, env=environment, cwd=root, timeout=300
@@ -77,12 +79,27 @@ def test_an_export_that_misses_a_gate_publishes_nothing_and_leaves_its_figures(a
     assert not list(tmp_path.rglob("manifest.json"))
 
 
+@pytest.fixture
+def silent() -> Iterator[socket.socket]:
+    """A store that answers nobody, and keeps who came."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        yield server
+
+
+@pytest.mark.parametrize("target", list(Target))
 @pytest.mark.parametrize(("passes", "code", "verdict"), [(True, 0, "Passed"), (False, EXIT_PERMANENT, "Failed")])
 def test_report_shows_what_the_gates_saw_and_asks_no_destination(
-    passes: bool, code: int, verdict: str, asked: ExportRequest, tmp_path: Path
+    passes: bool, code: int, verdict: str, target: Target, asked: ExportRequest, silent: socket.socket, tmp_path: Path
 ) -> None:
-    request = ExportRequest.model_validate((asked if passes else demanding(asked)).model_dump() | {"destination": NOBODY})
-    done = run("report", request, tmp_path)
+    destination = {"uri": "s3://models/prod/1-0123abcd", "endpoint": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+    content = (asked if passes else demanding(asked)).model_dump() | {"destination": destination}
+    if target is Target.TENSOR_RT:
+        content["conversion"]["target"], content["triton"]["instanceKind"] = target, "GPU"
+        content["tensorrtVersion"] = "10.13.3.9"
+    done = run("report", ExportRequest.model_validate(content), tmp_path)
     assert done.returncode == code, done.stderr
     assert f'accuracy <span class="{verdict}">' in (tmp_path / "report.html").read_text()
     assert ("prove failed: AccuracyFailed: " in done.stderr) is not passes
+    with pytest.raises(BlockingIOError):
+        silent.accept()
