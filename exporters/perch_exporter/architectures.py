@@ -11,7 +11,6 @@ import inspect
 import re
 from collections.abc import Callable, Collection
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import nn
@@ -163,21 +162,29 @@ def _factory(name: str) -> Callable[..., nn.Module]:
             f"torchvision {torchvision.__version__} has no classification model named {short}; {hint}",
         )
     builder: Callable[..., nn.Module] = torchvision.models.get_model_builder(short)
-    return lambda **arguments: _with_numbers(builder, weights=None, progress=False, **arguments)
+    if short.startswith("regnet"):
+        builder = _reckoning_on_cpu(builder)
+    return lambda **arguments: builder(weights=None, progress=False, **arguments)
 
 
-def _with_numbers(builder: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
+def _reckoning_on_cpu(builder: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """RegNet reckons its widths with tensors, which hold no numbers where a network is built without memory."""
     from torchvision.models.regnet import BlockParams
 
-    reckon = BlockParams.from_init_params
+    theirs, reckon = vars(BlockParams)["from_init_params"], BlockParams.from_init_params
 
     def reckon_on_cpu(**given: Any) -> BlockParams:
         with torch.device("cpu"):
             return reckon(**given)
 
-    with mock.patch.object(BlockParams, "from_init_params", reckon_on_cpu):
-        return builder(**arguments)
+    def build(**arguments: Any) -> nn.Module:
+        BlockParams.from_init_params = reckon_on_cpu
+        try:
+            return builder(**arguments)
+        finally:
+            BlockParams.from_init_params = theirs
+
+    return build
 
 
 def _refuse_unknown(architecture: Architecture, factory: Callable[..., Any], arguments: Collection[str]) -> None:

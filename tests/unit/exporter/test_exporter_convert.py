@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -587,6 +588,17 @@ def test_a_regnet_is_that_of_torchvision() -> None:
     image = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(built(image), own(image))
+
+
+@pytest.mark.parametrize(("parameters", "built"), [({}, True), ({"block": 3}, False)])
+def test_torchvision_is_left_as_it_was(parameters: dict[str, Any], built: bool) -> None:
+    from torchvision.models.regnet import BlockParams
+
+    before = vars(BlockParams)["from_init_params"]
+    architecture = Architecture(name="torchvision:regnet_y_400mf", parameters=parameters)
+    with nullcontext() if built else pytest.raises(StepFailed):
+        build_model(architecture, [])
+    assert vars(BlockParams)["from_init_params"] is before
 
 
 @pytest.mark.parametrize("precision", ["FP32", "FP16", "INT8"])
