@@ -21,11 +21,10 @@ import numpy as np
 from perch_exporter.contract import ExportRequest, PlanFigures, Reason, TensorSpec, Triton, Verdict
 from perch_exporter.cuda import Cuda
 from perch_exporter.failure import Judged, StepFailed
-from perch_exporter.handover import handed_over, inspect
+from perch_exporter.handover import TIMING_LIMIT, handed_over, inspect
 from perch_exporter.parity import Answers, judge
 from perch_exporter.samples import Array, Golden, Tensors, joined, load_golden
-from perch_exporter.timings import former, keep
-from perch_exporter.workspace import GOLDEN, MODEL, PLAN, PLAN_FIGURES, Workspace
+from perch_exporter.workspace import GOLDEN, MODEL, PLAN, PLAN_FIGURES, TIMING, Workspace, timing_file
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +59,11 @@ def build(request: ExportRequest, workspace: Workspace) -> None:
     capability = cuda.compute_capability()
     log.info("building with TensorRT %s for compute capability %s", trt.__version__, capability)
     logger = _logger(trt)
-    before = former(workspace, trt.__version__, capability)
+    before = _former(workspace, trt.__version__, capability)
     content, timings = build_plan(trt, logger, workspace.output / MODEL, profiles(request.inputs, request.triton), before)
     workspace.plan.mkdir(parents=True, exist_ok=True)
     (workspace.plan / PLAN).write_bytes(content)
-    keep(timings, workspace)
+    _keep(timings, workspace)
     log.info("a plan of %d bytes after %.1f s", len(content), time.monotonic() - started)
 
     golden = load_golden(workspace.output / GOLDEN)
@@ -84,6 +83,19 @@ def build(request: ExportRequest, workspace: Workspace) -> None:
     seconds = round(time.monotonic() - started, 3)
     figures = PlanFigures(parity=parity, tensorrt=trt.__version__, compute_capability=capability, seconds=seconds)
     (workspace.plan / PLAN_FIGURES).write_text(figures.to_json())
+
+
+def _former(workspace: Workspace, version: str, capability: str) -> bytes:
+    """The timings of former builds, as fetch brought them."""
+    path = workspace.timings / timing_file(version, capability)
+    return path.read_bytes() if path.exists() else b""
+
+
+def _keep(timings: bytes, workspace: Workspace) -> None:
+    if 0 < len(timings) <= TIMING_LIMIT:
+        (workspace.plan / TIMING).write_bytes(timings)
+    else:
+        log.info("timings of %d bytes are not kept", len(timings))
 
 
 def check_version(built_by: str, served_by: str) -> None:

@@ -29,6 +29,11 @@ TIMING = "timing.cache"
 """TensorRT's, where the build leaves one."""
 
 
+def timing_file(version: str, capability: str) -> str:
+    """What fetch brings of former builds by this TensorRT on such a GPU is called so."""
+    return f"{version}-{capability}.cache"
+
+
 @dataclass(frozen=True)
 class Workspace:
     """fetch writes `checkpoint` and `state`, convert reads them and writes `output`, prove writes `proof`, build writes `plan`,
