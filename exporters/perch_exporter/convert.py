@@ -299,6 +299,13 @@ def _name_outputs(request: ExportRequest, answer: object) -> dict[str, Array]:
         raise StepFailed(
             Reason.SHAPE_MISMATCH, f"the version names {len(request.outputs)} outputs and {_name(request)} gives {len(tensors)}"
         )
+    for spec, tensor in zip(request.outputs, tensors, strict=True):
+        if tensor.dtype is torch.bfloat16 or tensor.layout is not torch.strided:
+            kind = f"{str(tensor.layout).removeprefix('torch.')} tensor of {str(tensor.dtype).removeprefix('torch.')}"
+            raise StepFailed(
+                Reason.SHAPE_MISMATCH,
+                f"{_name(request)} gives output {spec.name} as a {kind}: it must give a dense one of the output's dataType",
+            )
     return {spec.name: tensor.numpy() for spec, tensor in zip(request.outputs, tensors, strict=True)}
 
 

@@ -229,6 +229,14 @@ def test_a_dict_as_the_answer_is_refused_with_its_keys_and_the_way_out(tmp_path:
     assert caught.value.reason is Reason.SHAPE_MISMATCH
 
 
+@pytest.mark.parametrize(("made", "kind"), [("bfloat16()", "strided tensor of bfloat16"), ("to_sparse()", "sparse_coo tensor")])
+def test_an_answer_that_no_client_could_read_is_refused_with_what_it_is(made: str, kind: str, tmp_path: Path) -> None:
+    broken = NETWORK.replace("self.slope))", f"self.slope)).{made}")
+    with pytest.raises(StepFailed, match=kind) as caught:
+        converted(asked_for(tmp_path, changed(nets__model=broken)), tmp_path)
+    assert caught.value.reason is Reason.SHAPE_MISMATCH
+
+
 def test_weights_of_another_network_are_refused_as_for_any_architecture(tmp_path: Path) -> None:
     with pytest.raises(StepFailed, match=r"has 10 classes and the architecture 7 .*a factory of your own may call it") as caught:
         converted(asked_for(tmp_path, FILES, **(PARAMETERS | {"classes": 7})), tmp_path)
