@@ -5,10 +5,9 @@ from __future__ import annotations
 import signal
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
-from chaos.stage import SLOW, Stage, expect
+from chaos.stage import SLOW, Stage, expect, rfc3339_now
 from demo.manifests import deployment
 
 PATIENCE = 600.0
@@ -86,8 +85,7 @@ def revert(stage: Stage) -> None:
 def abort(stage: Stage) -> None:
     """Of a slow canary, whose pods go after inspectFor; then the commit that ends the release."""
     steps = [{"weight": 20, "hold": "1h"}, {"weight": 100}]
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    stage.apply(1, canary=SLOW, steps=steps, analysis={"maxLatencyRatio": "1.5"}, inspectFor="10s", retryAt=now)
+    stage.apply(1, canary=SLOW, steps=steps, analysis={"maxLatencyRatio": "1.5"}, inspectFor="10s", retryAt=rfc3339_now())
     stage.wait(stage.condition, lambda c: c.get("reason") == "LatencyHigher", "it is aborted", PATIENCE)
     stage.wait_gone(SLOW, timeout=PATIENCE)
     stage.apply(1)

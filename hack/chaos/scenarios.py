@@ -9,12 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from chaos import crashes, streams
 from chaos.kills import kill_at_every_write
-from chaos.stage import GPUS, NAME, PATIENCE, REPLICAS, SLOW, Stage, expect
+from chaos.stage import GPUS, NAME, PATIENCE, REPLICAS, SLOW, Stage, expect, rfc3339_now
 from devcluster.release import install
 
 API_DOWN = 60.0
@@ -92,6 +91,21 @@ def canary_does_not_fit(stage: Stage) -> str:
     return f"“{told['message']}”; once there was room, the split was in place"
 
 
+def no_room(stage: Stage) -> str:
+    """As many GPUs as stable has pods, and a rollout that takes its canary's from them."""
+    stage.wait_gone(2)
+    stage.offer_gpus(REPLICAS)
+    narrow: dict[str, Any] = {"surge": "WithinReplicas", "analysis": ANALYSIS}
+    stage.apply(1, canary=2, steps=STEPS[1:], **narrow)
+    told = stage.wait(stage.condition, lambda c: "surge is WithinReplicas" in c.get("message", ""), "the arithmetic is told")
+    stage.tenant.wait_ready(NAME, "AwaitingPromotion", PATIENCE)
+    expect(len(stage.pods(1)) == 1, "stable keeps a place to come back to")
+    stage.serve(2, **narrow)
+    stage.wait_gone(1)
+    stage.wait_full(2)
+    return f"“{told['message']}”; promoted, version 2 has both places"
+
+
 # --- rollouts that judge themselves ----------------------------------------------------------------------------------------
 
 
@@ -141,10 +155,6 @@ def prometheus_down(stage: Stage) -> str:
         expect(held == STEPS[0]["weight"], f"the weight stays at the first step's, not {held} %")
     stage.tenant.wait_ready(NAME, "AwaitingPromotion", PATIENCE)
     return f"the first step waited (“{told['message']}”), and went on by itself once Prometheus was back"
-
-
-def rfc3339_now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 # --- the operator ------------------------------------------------------------------------------------------------------
@@ -232,6 +242,7 @@ SCENARIOS = (
     Scenario("abort", "a canary at 20 % that is slow, not wrong: aborted by maxLatencyRatio, its pods removed", abort),
     Scenario("runtime", "spec.runtime.env changed during a split, and back", change_runtime),
     Scenario("full-node", "a canary for which the node has no GPU left", canary_does_not_fit),
+    Scenario("no-room", "a canary in stable's places (surge: WithinReplicas) through 50 and 100 %, then {stable: 2}", no_room),
     Scenario(
         "operator-kills",
         "the operator killed (SIGKILL) at every write of two releases, a revert, an abort, a change of runtime, a first deploy "
@@ -247,6 +258,7 @@ SCENARIOS = (
     Scenario("prometheus", "Prometheus down while a step asks it for a metric", prometheus_down),
     Scenario("pod-deleted", "`kubectl delete pod` of a Triton pod, a second one serving", pod_deleted),
     Scenario("streams", "gRPC streams during a promotion, until version 1's pods are gone", streams.streams_during_promotion),
+    Scenario("streams-abort", "the same while a slow canary is aborted, until its pods are gone", streams.streams_during_abort),
     Scenario("crash", "a Triton killed (SIGKILL), a second one serving", crashes.killed_without_retries, lossless=False),
     Scenario("crash-safe", f"the same, retries on {', '.join(crashes.SAFE)}", crashes.killed_with_safe_retries, lossless=False),
     Scenario("crash-retried", f"the same, retries on {', '.join(crashes.ALL)}", crashes.killed_with_retries),

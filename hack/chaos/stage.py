@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,10 @@ class Stage:
             self.cluster.kubectl(*deployed, "rollout", "status", "deployment/perch", "--timeout=180s")
         else:
             self.cluster.kubectl(*deployed, "wait", "--for=delete", "pods", "-l", "app.kubernetes.io/name=perch", "--timeout=90s")
+
+
+def rfc3339_now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def is_failed(answer: Answer) -> bool:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 from typing import Any
 
 import tritonclient.grpc
 
-from chaos.stage import NAME, Stage, expect
+from chaos.stage import NAME, SLOW, Stage, expect, rfc3339_now
 from demo import digits
 from demo.load import INPUT, Address, grpc_client
 
@@ -94,31 +94,50 @@ def streaming(stage: Stage) -> Iterator[list[Stream]]:
 
 def streams_during_promotion(stage: Stage) -> str:
     stage.serve(1, canary=2)
+    return _streams_while(stage, 1, "the promotion", lambda: stage.serve(2))
+
+
+def streams_during_abort(stage: Stage) -> str:
+    """Of a canary that is slow: it answers its streams until its pods are told to go."""
+
+    trial: dict[str, Any] = {"inspectFor": "10s", "retryAt": rfc3339_now()}
+
+    def abort() -> None:
+        stage.apply(1, canary=SLOW, **trial, analysis={"maxLatencyRatio": "1.5"})
+        stage.wait(stage.condition, lambda c: c.get("reason") == "LatencyHigher", "it is aborted", every=0.1)
+
+    stage.serve(1, canary=SLOW, **trial)
+    return _streams_while(stage, SLOW, "the abort", abort)
+
+
+def _streams_while(stage: Stage, going: int, what: str, change: Callable[[], None]) -> str:
+    """Both versions share the traffic; `change` sends one of them away."""
     with streaming(stage) as streams:
         stage.wait(lambda: [s.answers[:1] for s in streams], all, "every stream is answered", 30)
-        old = [stream for stream in streams if stream.answers[0][1] == "1"]
+        old = [stream for stream in streams if stream.answers[0][1] == str(going)]
         new = [stream for stream in streams if stream not in old]
         expect(bool(old) and bool(new), f"streams to both versions: {len(old)} and {len(new)}")
-        stage.serve(2)
-        promoted = time.monotonic()
-        stage.wait(lambda: stage.tenant.get("deployment", f"{NAME}-v1"), lambda found: found is None, "version 1 goes", every=0.1)
+        change()
+        changed = time.monotonic()
+        gone = (lambda: stage.tenant.get("deployment", f"{NAME}-v{going}")), (lambda found: found is None)
+        stage.wait(*gone, f"version {going} goes", every=0.1)
         removed = time.monotonic()
         expect(not any(s.refusals or s.end for s in streams), "until then no stream is refused anything, and none ends")
-        stage.wait_gone(1)
+        stage.wait_gone(going)
         time.sleep(SILENCE)
     lost = [f"{len(s.refusals)} refused, end {s.end}, {s.open} open" for s in new if s.refusals or s.end or s.open]
     expect(not lost, f"streams to the version that stays have all their answers: {lost}")
-    expect(all(version == "1" for s in old for _, version in s.answers), "a stream stays with the version that it began with")
+    expect(all(v == str(going) for s in old for _, v in s.answers), "a stream stays with the version that it began with")
     expect(all(s.end for s in old), "every stream to the version that went is told its end")
     last = max(s.answers[-1][0] for s in old) - removed
     ends = [s.end[0] - removed for s in old if s.end]
     refusals = Counter(text for s in old for _, text in s.refusals)
     return (
-        f"{len(old)} streams to version 1, {len(new)} to version 2, {sum(s.sent for s in streams)} requests on them. Version 1's "
-        f"were answered for {removed - promoted:.0f} s after the promotion, until its pods were told to go, and for {last:.0f} s "
-        f"more; then {quoted(refusals)}; their end came after {min(ends):.0f} to {max(ends):.0f} s: "
+        f"{len(old)} streams to the version that went, {len(new)} to the other, {sum(s.sent for s in streams)} requests on them. "
+        f"The former were answered for {removed - changed:.0f} s after {what}, until its pods were told to go, and "
+        f"{last:.0f} s more; then {quoted(refusals)}; their end came after {min(ends):.0f} to {max(ends):.0f} s: "
         f"{quoted(Counter(s.end[1] for s in old if s.end))}, with {sum(s.open for s in old)} requests under way. "
-        f"Version 2's had an answer to each request"
+        f"The others had an answer to each request"
     )
 
 
