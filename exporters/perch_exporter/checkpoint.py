@@ -11,6 +11,7 @@ import logging
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -196,10 +197,13 @@ def load_model(build: Callable[[], nn.Module], weights: StateDict, on_meta: bool
         model = build()
     expected = model.state_dict()
     weights = _unwrap(weights, expected)
-    state = {key: value for key, value in weights.items() if not key.endswith(_COUNTER) or key in expected}
+    state = OrderedDict((key, value) for key, value in weights.items() if not key.endswith(_COUNTER) or key in expected)
     # Batch norm's counter serves training only, and old checkpoints lack it.
     state |= {key: torch.tensor(0) for key in expected if key.endswith(_COUNTER) and key not in state}
     _compare({key: tuple(t.shape) for key, t in expected.items()}, {key: tuple(t.shape) for key, t in state.items()})
+    # Of which form each module was that wrote them, if the file tells: MNASNet asks. SafeTensors has no place for it.
+    written = getattr(weights, "_metadata", None)
+    state._metadata = written if isinstance(written, Mapping) else expected._metadata  # type: ignore[attr-defined]
     model.load_state_dict(state, assign=True)
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         # Some networks keep computed tables outside their state dict; those need a real construction.

@@ -164,6 +164,21 @@ def test_safetensors_and_the_old_pickle_form_and_half_precision_are_read_alike(l
             assert torch.allclose(model.state_dict()[key], value, atol=1e-3)
 
 
+@pytest.mark.parametrize("prefix", ["", "module."], ids=["plain", "wrapped"])
+@pytest.mark.parametrize("form", ["SafeTensors", "StateDict"])
+def test_a_network_that_asks_which_form_of_it_wrote_the_weights_is_told(form: str, prefix: str, tmp_path: Path) -> None:
+    import torchvision.models
+
+    state = torchvision.models.get_model("mnasnet0_5", weights=None).state_dict()
+    if prefix:
+        state = {prefix + key: value for key, value in state.items()}
+    path = tmp_path / "weights"
+    safetensors.torch.save_file(state, path) if form == "SafeTensors" else torch.save(state, path)
+    weights = read_state_dict(path, CheckpointFormat(form))
+    loaded = load_model(lambda: build_model(Architecture(name="torchvision:mnasnet0_5"), weights.keys()), weights)
+    assert torch.equal(loaded.state_dict()["layers.0.weight"], state[prefix + "layers.0.weight"])
+
+
 def test_the_exporter_leaves_no_path_of_its_own_in_the_model(lenet: Any, tmp_path: Path) -> None:
     asked = file_request(tmp_path, saved(lenet.state_dict(), tmp_path))
     content = (converted(asked, tmp_path).output / MODEL).read_bytes()
