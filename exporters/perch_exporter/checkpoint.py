@@ -204,7 +204,12 @@ def load_model(build: Callable[[], nn.Module], weights: StateDict, on_meta: bool
     # Of which form each module was that wrote them, if the file tells: MNASNet asks. SafeTensors has no place for it.
     written = getattr(weights, "_metadata", None)
     state._metadata = written if isinstance(written, Mapping) else expected._metadata  # type: ignore[attr-defined]
-    model.load_state_dict(state, assign=True)
+    try:
+        model.load_state_dict(state, assign=True)
+    except Exception as error:  # the network's own word on the weights, or on what the file says of their form
+        raise StepFailed(
+            Reason.CHECKPOINT_MISMATCH, f"the network does not take the checkpoint's weights: {type(error).__name__}: {error}"
+        ) from error
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         # Some networks keep computed tables outside their state dict; those need a real construction.
         model = build()

@@ -179,6 +179,19 @@ def test_a_network_that_asks_which_form_of_it_wrote_the_weights_is_told(form: st
     assert torch.equal(loaded.state_dict()["layers.0.weight"], state[prefix + "layers.0.weight"])
 
 
+@pytest.mark.parametrize("said", [{"": {"version": 9}}, {"": "version"}], ids=["unknown", "no mapping"])
+def test_a_network_that_refuses_the_form_of_its_weights_is_a_mismatch_for_good(said: dict[str, Any], tmp_path: Path) -> None:
+    import torchvision.models
+
+    state = torchvision.models.get_model("mnasnet0_5", weights=None).state_dict()
+    state._metadata = said
+    torch.save(state, tmp_path / "weights.pt")
+    weights = read_state_dict(tmp_path / "weights.pt", CheckpointFormat.STATE_DICT)
+    with pytest.raises(StepFailed, match="does not take the checkpoint's weights") as caught:
+        load_model(lambda: build_model(Architecture(name="torchvision:mnasnet0_5"), weights.keys()), weights)
+    assert caught.value.reason is Reason.CHECKPOINT_MISMATCH
+
+
 def test_the_exporter_leaves_no_path_of_its_own_in_the_model(lenet: Any, tmp_path: Path) -> None:
     asked = file_request(tmp_path, saved(lenet.state_dict(), tmp_path))
     content = (converted(asked, tmp_path).output / MODEL).read_bytes()
