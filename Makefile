@@ -10,6 +10,9 @@ export PYTHONDONTWRITEBYTECODE := 1
 # Evaluated once, when first needed: make help needs no tools.
 PY = $(eval PY := $$(shell hack/bootstrap))$(if $(PY),$(PY),$(error the tool environment could not be made))
 
+# A worker for each core, four at most; a file's tests stay together, and so do the servers that they share.
+SPREAD = --numprocesses=logical --maxprocesses=4 --dist=loadfile
+
 .PHONY: help
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -47,11 +50,11 @@ lint: ## ruff, mypy, import contracts
 .PHONY: test-unit
 test-unit: ## unit tests, and API tests against a real API server
 	@hack/as-root $(PY) -m devcluster build etcd kubernetes helm
-	@hack/as-root $(PY) -m pytest tests/unit tests/api tests/chart
+	@hack/as-root $(PY) -m pytest $(SPREAD) tests/unit tests/api tests/chart
 
 .PHONY: test-torch
 test-torch: ## the exporter's tests that need torch, in its image's environment
-	@hack/as-root $(PY) hack/torch_tests.py
+	@hack/as-root $(PY) hack/torch_tests.py $(SPREAD)
 
 .PHONY: e2e
 e2e: ## end-to-end tests on a cluster of their own (NAME=test)
