@@ -35,6 +35,8 @@ KEEP_FINISHED_SECONDS = 3600
 CLEANUP_DEADLINE_SECONDS = 180
 """A cleanup that takes longer is given up, with an Event: it may not keep a deletion hanging."""
 DEFAULT_MEMORY_LIMIT = "8Gi"
+EXIT_KILLED = 137
+"""128 + SIGKILL: the kernel's OOM killer, above all."""
 
 
 def build_owner(identity: Identity, installation: Installation) -> contract.Owner:
@@ -209,8 +211,9 @@ def build_export_job(identity: Identity, spec: Spec, entry: Version, revision: s
         main=publish,
         volumes={"checkpoint": "25Gi", "state": "16Mi", "output": "50Gi", "proof": "1Gi", **({"plan": "25Gi"} if plan else {})},
         deadline=spec.builder.active_deadline_seconds,
-        # Passing trouble too: the planner tries again later, with growing delays and the reason in a condition.
-        fail_at_once=[contract.EXIT_PERMANENT, contract.EXIT_PASSING],
+        # Passing trouble too, and what was killed, nearly always for its memory: the planner tries again later, with growing
+        # delays and the reason in a condition.
+        fail_at_once=[contract.EXIT_PERMANENT, contract.EXIT_PASSING, EXIT_KILLED],
     )
 
 
@@ -298,19 +301,15 @@ def _job(
         "kind": "Job",
         "metadata": build_metadata(identity, name, labels, annotations),
         "spec": {
-            # A crash or a lost node is tried again at once.
+            # A crash is tried again at once.
             "backoffLimit": 4,
             "activeDeadlineSeconds": deadline,
             "ttlSecondsAfterFinished": KEEP_FINISHED_SECONDS,
             "podFailurePolicy": {
                 "rules": [
-                    {
-                        "action": "FailJob",
-                        "onExitCodes": {
-                            "operator": "In",
-                            "values": fail_at_once,
-                        },
-                    }
+                    # Evicted or preempted: a container killed by that has exit code 137 too, and its pod is simply made again.
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                    {"action": "FailJob", "onExitCodes": {"operator": "In", "values": fail_at_once}},
                 ]
             },
             "template": {

@@ -427,6 +427,15 @@ def test_where_no_plan_is_asked_for_nothing_of_it_is_in_the_job() -> None:
     assert "plan" not in [part["name"] for part in (*pod["volumes"], *publish["volumeMounts"])]
 
 
+def test_a_killed_export_ends_its_job_and_an_evicted_one_is_made_again() -> None:
+    asked_for = spec(1)
+    job = build_export_job(IDENTITY, asked_for, asked_for.versions[0], "0123abcd", INSTALLATION)["spec"]
+    evicted, ended = job["podFailurePolicy"]["rules"]
+    # The order matters: an evicted container has exit code 137 too.
+    assert evicted == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    assert ended == {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [3, 4, 137]}}
+
+
 def test_an_export_is_bounded_in_time_memory_and_disk_in_every_container() -> None:
     asked_for = spec(1)
     job = build_export_job(IDENTITY, asked_for, asked_for.versions[0], "0123abcd", INSTALLATION)["spec"]
