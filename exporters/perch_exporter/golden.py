@@ -132,12 +132,12 @@ def check(artifact: Artifact, server: Server, front: Server | None = None) -> Re
     """
     golden = artifact.golden
     most = min(golden.samples, artifact.max_batch_size or golden.samples)
+    runs = [(golden, batch) for batch in sorted({1, most})]
     if artifact.builds_engines and artifact.max_batch_size > golden.samples:
-        golden = golden.repeated(artifact.max_batch_size)
-    largest = min(golden.samples, artifact.max_batch_size or golden.samples)
+        runs[1:] = [(golden.repeated(artifact.max_batch_size), artifact.max_batch_size)]
     cases = [
-        Answers(golden.outputs, _replay(golden, server, batch), f"{golden.samples} samples in batches of {batch}")
-        for batch in sorted({1, largest})
+        Answers(samples.outputs, _replay(samples, server, batch), f"{samples.samples} samples in batches of {batch}")
+        for samples, batch in runs
     ]
     parity = judge(cases, artifact.manifest.tolerance)
     whose = f"{artifact.manifest.model_name} version {artifact.manifest.version}"

@@ -1556,6 +1556,11 @@ class Runtime(Model):
         "60 if omitted, at least 30.",
     )
     shared_memory_size: Quantity = Field("256Mi", description="Size of /dev/shm, in memory; 256Mi if omitted.")
+    temporary_storage_size: Quantity = Field(
+        "10Gi",
+        description="Most that the pod may write to /tmp, on the node's disk; 10Gi if omitted. The kubelet evicts a pod that "
+        "writes more.",
+    )
     response_cache_mebibytes: int = Field(
         64,
         ge=1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -210,7 +211,9 @@ def _killed_for_memory(name: str, limit: str | None) -> str:
     within = f", of which it may have {limit}" if limit else ""
     field = _MEMORY_FIELDS.get(name)
     return f"{name} was killed for want of memory{within} (OOMKilled): " + (
-        f"raise {field}" if field else "its limit is fixed, and a file that needs more is not to be had by it"
+        f"raise {field}"
+        if field
+        else "Perch sets this limit. Please report it, with the shapes of the version's inputs and outputs"
     )
 
 
@@ -323,14 +326,37 @@ def _template_hash(obj: Raw) -> str | None:
 
 
 def _error_message(text: str | None) -> str | None:
-    """The sentence in a termination message: the exporter's summary, or the last line of a log."""
+    """The sentence in a termination message: the exporter's summary, or the most telling line of a log."""
     if not text:
         return None
     try:
         summary = Summary.from_json(text)
     except ValidationError:
-        return text.strip().splitlines()[-1][:500] if text.strip() else None
+        return _telling_line(text)
     return f"{summary.error.message} ({summary.error.reason.value})" if summary.error else None
+
+
+_FATAL = re.compile(
+    r"Signal \(\d+\) received|terminate called|Segmentation fault|Bus error|std::bad_alloc|Fatal Python error|^panic:|"
+    r"out of memory"
+)
+"""What a process says first when it dies; a backtrace follows."""
+_ERROR = re.compile(r"^[EF]\d{4} |^error:|^\w*(Error|Exception)\b|\b(ERROR|CRITICAL|FATAL)\b")
+_NOISE = re.compile(r"^\s*(#?\d+#? |at |File \"|\^|[+|=-]{3})|^\s*[|+]")
+"""A frame of a backtrace, a caret under a line of code, a table."""
+
+
+def _telling_line(log: str) -> str | None:
+    """Why a process ended, from the end of its log: what killed it, else its last error, else its last words.
+
+    A backtrace comes after the line that names the signal, and threads that are still running go on to log.
+    """
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    spoken = [line for line in lines if not _NOISE.search(line)]
+    fatal = [line for line in spoken if _FATAL.search(line)]
+    errors = [line for line in spoken if _ERROR.search(line)]
+    found = fatal[:1] or errors[-1:] or spoken[-1:] or lines[-1:]
+    return found[0][:500] if found else None
 
 
 def _summary(pod: Raw) -> Summary | None:

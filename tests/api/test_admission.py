@@ -244,6 +244,7 @@ def full_spec(versions: int = 2) -> dict[str, Any]:
             "runtimeClassName": "nvidia",
             "terminationGracePeriodSeconds": 90,
             "sharedMemorySize": "1Gi",
+            "temporaryStorageSize": "2Gi",
             "responseCacheMebibytes": 256,
         },
         "builder": {

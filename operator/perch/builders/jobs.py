@@ -290,7 +290,7 @@ def _job(
                         ]
                     },
                 },
-                {"name": "tmp", "emptyDir": {"sizeLimit": "4Gi"}},
+                {"name": "tmp", "emptyDir": {"sizeLimit": "50Gi"}},  # a network is written there to be quantized
                 *({"name": name, "emptyDir": {"sizeLimit": size}} for name, size in volumes.items()),
                 *ca_volume(spec.repository),
             ],

@@ -7,11 +7,13 @@ they agree. So every pod proves itself, rescheduled ones too, and no pod is in a
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from perch.api import Runtime, Spec, Version
+from perch.api import Runtime, Spec, Tensor, Version
 from perch.builders import CONTAINER_SECURITY, POD_SECURITY, SMALL, build_metadata, compact
 from perch.builders.store import ca_env, ca_mount, ca_volume, credentials_env
+from perch.durations import parse_duration
 from perch.names import (
     ANNOTATION_REVISION,
     ANNOTATION_SERVING_HASH,
@@ -28,13 +30,36 @@ ARTIFACT = "/perch/artifact"
 PRE_STOP_SECONDS = 15
 """Proxies learn within seconds that a pod is leaving; until then it goes on answering (triton server#6230, #8253)."""
 HTTP, GRPC, METRICS, GOLDEN = 8000, 8001, 8002, 8003
-PROGRESS_DEADLINE_SECONDS = 600
+LEAST_START_SECONDS = 600
+"""A model may load for so long; longer where rollout.progressDeadline waits longer."""
+ARTIFACT_SIZE = "50Gi"
+"""As much as an export's output may take. The download writes what the manifest lists and nothing else."""
+GOLDEN_SAMPLES = 32
+"""MiB that all golden samples of an artefact take at most, answers included: the exporter publishes no more."""
 RESTRICTED = "shared-memory,model-repository,trace,logging"
 
 
 def exit_timeout(runtime: Runtime) -> int:
     """Seconds for Triton to finish what it has: the pod's grace less the pre-stop sleep and five seconds to spare."""
     return runtime.termination_grace_period_seconds - PRE_STOP_SECONDS - 5
+
+
+def golden_mebibytes(entry: Version) -> int:
+    """Memory limit of the golden check: eight times what it replays at once, and 256 MiB for itself.
+
+    That is all golden samples; or one batch of maxBatchSize, for a Triton that builds an engine for the largest batch. Measured
+    with 3x224x224 inputs: 5 times the batch, with 92 MiB beside it.
+    """
+    batch = 0
+    if entry.triton.accelerator:
+        batch = entry.triton.max_batch_size * sum(map(_sample_bytes, (*entry.inputs, *entry.outputs)))
+    return 256 + 8 * max(GOLDEN_SAMPLES, math.ceil(batch / 2**20))
+
+
+def _sample_bytes(tensor: Tensor) -> int:
+    """A dynamic dimension counts as 224, which is what the exporter makes of it."""
+    width = {"FP32": 4, "FP16": 2, "INT64": 8, "INT32": 4, "UINT8": 1, "BOOL": 1}[tensor.data_type]
+    return width * math.prod(224 if size == -1 else size for size in tensor.shape)
 
 
 def build_deployment(
@@ -58,6 +83,9 @@ def build_deployment(
     dump = runtime.model_dump(mode="json", by_alias=True, exclude_none=True)
     model = spec.model_name or identity.name
     repository = spec.repository
+    start_seconds = LEAST_START_SECONDS
+    if spec.rollout:
+        start_seconds = max(start_seconds, int(parse_duration(spec.rollout.progress_deadline).total_seconds()))
     labels = child_labels(identity.name, "triton", entry.version)
     location = ["--uri", artifact_uri(repository.uri, identity.namespace, identity.name, entry.version, revision)]
     if repository.endpoint:
@@ -112,7 +140,7 @@ def build_deployment(
                 "httpGet": {"path": f"/v2/models/{model}/ready", "port": HTTP},
                 "periodSeconds": 2,
                 "timeoutSeconds": 2,
-                "failureThreshold": 300,
+                "failureThreshold": math.ceil(start_seconds / 2),
             },
             "readinessProbe": {
                 "httpGet": {"path": f"/v2/models/{model}/ready", "port": HTTP},
@@ -142,7 +170,7 @@ def build_deployment(
             "command": ["python3", "-m", "perch_exporter", "golden", "--artifact", ARTIFACT,
                         "--grpc", f"127.0.0.1:{GRPC}", "--listen", f"0.0.0.0:{GOLDEN}"],
             "ports": [{"name": "golden", "containerPort": GOLDEN, "protocol": "TCP"}],
-            "resources": {"requests": {"cpu": "10m", "memory": "96Mi"}, "limits": {"memory": "512Mi"}},
+            "resources": {"requests": {"cpu": "10m", "memory": "96Mi"}, "limits": {"memory": f"{golden_mebibytes(entry)}Mi"}},
             "securityContext": CONTAINER_SECURITY,
             "terminationMessagePolicy": "FallbackToLogsOnError",
             "readinessProbe": {
@@ -173,8 +201,8 @@ def build_deployment(
             "initContainers": [download],
             "containers": [triton, golden],
             "volumes": [
-                {"name": "artifact", "emptyDir": {}},
-                {"name": "tmp", "emptyDir": {}},
+                {"name": "artifact", "emptyDir": {"sizeLimit": ARTIFACT_SIZE}},
+                {"name": "tmp", "emptyDir": {"sizeLimit": str(runtime.temporary_storage_size)}},
                 {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": str(runtime.shared_memory_size)}},
                 *ca_volume(repository),
             ],
@@ -204,7 +232,7 @@ def build_deployment(
         "spec": {
             "replicas": runtime.replicas if replicas is None else replicas,
             "revisionHistoryLimit": 2,
-            "progressDeadlineSeconds": PROGRESS_DEADLINE_SECONDS,
+            "progressDeadlineSeconds": start_seconds,
             "selector": {"matchLabels": pod_selector(identity.name, entry.version)},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             # The pods carry it, so that the trouble of one that is being replaced is not taken for its successor's.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from exporter_builders import request
@@ -226,3 +228,17 @@ def test_top1_agreement_is_judged_where_a_minimum_is_given(flipped: int, verdict
         judge([answers(SCORES, actual)], ParityTolerance(absolute_tolerance="10", relative_tolerance="10")).verdict
         is Verdict.PASSED
     )
+
+
+@pytest.mark.parametrize("data_type", [np.float16, np.float32, np.int64])
+def test_large_answers_are_judged_in_a_small_container(data_type: type) -> None:
+    """All golden samples may take 32 MiB, and publish has 512 for everything: of samples in double precision at once it took
+    ten times an FP16 answer's memory."""
+    reference = (RANDOM.standard_normal((8, 10**6)) * 100).astype(data_type)
+    actual = reference.copy()
+    tracemalloc.start()
+    parity = judge([Answers({"mask": reference}, {"mask": actual}, "in one batch")], DEFAULT)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert parity.verdict is Verdict.PASSED
+    assert most < 4 * reference.nbytes

@@ -530,7 +530,7 @@ def test_a_version_runs_as_runtime_says_confined_proven_and_with_time_to_end() -
             for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002))
         ],
         "resources": RUNTIME["resources"],
-        "startupProbe": probe("/v2/models/digits/ready", 8000, 2, 2, 300),
+        "startupProbe": probe("/v2/models/digits/ready", 8000, 2, 2, 450),  # progressDeadline is 15m
         "readinessProbe": probe("/v2/models/digits/ready", 8000, 5, 5, 3),
         "livenessProbe": probe("/v2/health/live", 8000, 10, 10, 6),
         "lifecycle": leave,
@@ -560,8 +560,8 @@ def test_a_version_runs_as_runtime_says_confined_proven_and_with_time_to_end() -
         "initContainers": [download],
         "containers": [triton, golden],
         "volumes": [
-            {"name": "artifact", "emptyDir": {}},
-            {"name": "tmp", "emptyDir": {}},
+            {"name": "artifact", "emptyDir": {"sizeLimit": "50Gi"}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": RUNTIME["temporaryStorageSize"]}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": RUNTIME["sharedMemorySize"]}},
             CA_VOLUME,
         ],
@@ -584,7 +584,7 @@ def test_a_version_runs_as_runtime_says_confined_proven_and_with_time_to_end() -
         "spec": {
             "replicas": RUNTIME["replicas"],
             "revisionHistoryLimit": 2,
-            "progressDeadlineSeconds": 600,
+            "progressDeadlineSeconds": 900,
             "selector": {"matchLabels": chosen},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "template": {"metadata": {"labels": labels, "annotations": hashed}, "spec": pod},
@@ -592,13 +592,67 @@ def test_a_version_runs_as_runtime_says_confined_proven_and_with_time_to_end() -
     }  # fmt: skip
 
 
+IMAGES = [{"name": "image", "dataType": "FP32", "shape": [3, 224, 224]}]
+
+
+@pytest.mark.parametrize(
+    ("more", "mebibytes", "used"),
+    [
+        pytest.param({}, 512, 0, id="all golden samples at once"),
+        pytest.param({"inputs": IMAGES, "triton": {"maxBatchSize": 256}}, 512, 0, id="a batch is no larger than the samples"),
+        pytest.param({"inputs": IMAGES, "triton": {"maxBatchSize": 8, "accelerator": "TensorRT"}}, 512, 0, id="a small engine"),
+        pytest.param({"inputs": IMAGES, "triton": {"maxBatchSize": 128, "accelerator": "TensorRT"}}, 848, 459, id="128"),
+        pytest.param({"inputs": IMAGES, "triton": {"maxBatchSize": 256, "accelerator": "TensorRT"}}, 1440, 827, id="256"),
+        pytest.param(
+            {
+                "inputs": [{"name": "image", "dataType": "UINT8", "shape": [3, -1, -1]}],
+                "outputs": [{"name": "mask", "dataType": "INT64", "shape": [224, 224]}],
+                "triton": {"maxBatchSize": 256, "accelerator": "TensorRT"},
+            },
+            1336,
+            0,
+            id="answers count too",
+        ),
+    ],
+)
+def test_the_golden_check_may_have_the_memory_that_its_largest_batch_takes(
+    more: dict[str, Any], mebibytes: int, used: int
+) -> None:
+    """`used`: measured in MiB where a Triton that builds engines was asked for its largest batch."""
+    asked = spec(
+        1,
+        versions=[entry(1, **more)],
+        runtime={"resources": {"limits": {"nvidia.com/gpu": 1}}},
+    )
+    golden = containers(deployment(asked))["golden"]
+    assert golden["resources"]["limits"] == {"memory": f"{mebibytes}Mi"}
+    assert mebibytes > used
+
+
+@pytest.mark.parametrize(("deadline", "seconds"), [(None, 600), ("2m", 600), ("10m", 600), ("30m", 1800), ("1h1s", 3601)])
+def test_a_model_may_load_as_long_as_a_rollout_waits_for_it(deadline: str | None, seconds: int) -> None:
+    rollout = {"rollout": {"steps": [{"weight": 100}]} | ({"progressDeadline": deadline} if deadline else {})}
+    built = deployment(spec(1, **rollout))
+    startup = containers(built)["triton"]["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= seconds
+    assert built["spec"]["progressDeadlineSeconds"] == seconds
+
+
+def test_nothing_that_a_pod_writes_is_without_a_bound() -> None:
+    """Its root is read-only, so what it writes lies in these. The kubelet evicts a pod that writes more."""
+    built = deployment(spec(1))
+    sizes = {v["name"]: v["emptyDir"]["sizeLimit"] for v in built["spec"]["template"]["spec"]["volumes"] if "emptyDir" in v}
+    assert sizes == {"artifact": "50Gi", "tmp": "10Gi", "shm": "256Mi"}
+    assert all(c["securityContext"]["readOnlyRootFilesystem"] for c in containers(built).values())
+
+
 def test_no_field_of_runtime_is_missing_from_the_spec_that_the_pods_are_made_of() -> None:
     """Else the test above would not look at it. A version of TensorRT is the planner's, an autoscaler takes replicas' place."""
     assert {field.alias or name for name, field in Runtime.model_fields.items()} - set(RUNTIME) == {"autoscaling"}
 
 
-def containers(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    pod = job["spec"]["template"]["spec"]
+def containers(workload: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    pod = workload["spec"]["template"]["spec"]
     return {each["name"]: each for each in (*pod.get("initContainers", []), *pod["containers"])}
 
 

@@ -130,8 +130,8 @@ TOLD = Summary(
         ),
         pytest.param(
             {"containerStatuses": [container("publish", state={"terminated": KILLED})]},
-            "publish was killed for want of memory, of which it may have 512Mi (OOMKilled): its limit is fixed, and a file that "
-            "needs more is not to be had by it",
+            "publish was killed for want of memory, of which it may have 512Mi (OOMKilled): Perch sets this limit. "
+            "Please report it, with the shapes of the version's inputs and outputs",
             id="out of memory that nobody can raise",
         ),
         pytest.param(
@@ -155,6 +155,60 @@ def test_a_pods_own_words(status: dict[str, Any], words: str | None) -> None:
     limits = {"convert": "2Gi", "prove": "2Gi", "publish": "512Mi"}
     spec = {"containers": [{"name": name, "resources": {"limits": {"memory": most}}} for name, most in limits.items()]}
     assert pod_words({"metadata": {}, "spec": spec, "status": status}) == words
+
+
+SEGFAULT = """\
+I1201 06:36:33.133169 1 http_server.cc:4713] "Started HTTPService at 0.0.0.0:8000"
+Signal (11) received.
+ 0# 0x0000563B2A69F52D in tritonserver
+ 1# 0x00007FB61DA5A050 in /lib/x86_64-linux-gnu/libc.so.6
+12# triton::server::HTTPAPIServer::HandleInfer(evhtp_request*, std::string const&) in tritonserver
+13# 0x00007FB61DB278EC in /lib/x86_64-linux-gnu/libc.so.6
+
+I1201 06:37:07.364995 21 pb_stub.cc:2145]  Non-graceful termination detected.
+"""
+TRACEBACK = """\
+2026-12-01 INFO fetching
+Traceback (most recent call last):
+  File "/opt/perch/nets.py", line 3, in build
+    import requests
+    ^^^^^^^^^^^^^^^
+ModuleNotFoundError: No module named 'requests'
+"""
+NOT_LOADED = """\
+E1201 06:33:47.687272 1 model_lifecycle.cc:642] "failed to load 'digits' version 1: Internal: no such file"
++--------+---------+--------+
+| digits | 1       | UNAVAILABLE: Internal: no such file |
++--------+---------+--------+
+I1201 06:33:47.764344 1 server.cc:305] "Waiting for in-flight requests to complete."
+error: creating server: Internal - failed to load all models
+"""
+ABORT = """\
+terminate called after throwing an instance of 'std::bad_alloc'
+  what():  std::bad_alloc
+Signal (6) received.
+ 0# 0x0000563B2A69F52D in tritonserver
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        pytest.param(SEGFAULT, "Signal (11) received.", id="a signal before its backtrace"),
+        pytest.param("7# main in tritonserver\nI1201 pb_stub.cc] ended\n", "I1201 pb_stub.cc] ended", id="half a backtrace"),
+        pytest.param(TRACEBACK, "ModuleNotFoundError: No module named 'requests'", id="an exception"),
+        pytest.param(NOT_LOADED, "error: creating server: Internal - failed to load all models", id="the last error"),
+        pytest.param(ABORT, "terminate called after throwing an instance of 'std::bad_alloc'", id="an exception nobody caught"),
+        pytest.param("one\ntwo\n\n", "two", id="plain words"),
+        pytest.param(" 0# 0x0 in a\n 1# 0x1 in b\n", "1# 0x1 in b", id="nothing but a backtrace"),
+        pytest.param("x" * 2000, "x" * 500, id="a long line"),
+        pytest.param(" \n ", "Error", id="nothing"),
+    ],
+)  # fmt: skip
+def test_the_line_of_a_log_that_says_why_it_ended_is_quoted(log: str, line: str) -> None:
+    ended = {"exitCode": 139, "reason": "Error", "message": log}
+    status = {"containerStatuses": [container("triton", state={"terminated": ended})]}
+    assert pod_words({"metadata": {}, "status": status}) == f"triton ended with code 139: {line}"
 
 
 def attempt(name: str, minute: int, *statuses: dict[str, Any]) -> dict[str, Any]:
