@@ -162,7 +162,8 @@ def count_by_version(answers: Iterable[Answer]) -> dict[str, int]:
 
 def grpc_client(address: Address, hostname: str) -> Any:
     """A client whose authority is the model's host name: that is what tells models apart behind one gateway."""
-    options = [("grpc.default_authority", hostname), ("grpc.enable_retries", 0)]
+    # These replace the client's own, and gRPC by itself takes no answer above 4 MiB.
+    options = [("grpc.default_authority", hostname), ("grpc.max_receive_message_length", -1), ("grpc.enable_retries", 0)]
     return tritonclient.grpc.InferenceServerClient("{}:{}".format(*address), channel_args=options)
 
 
