@@ -15,6 +15,7 @@ import aiohttp
 from kubernetes_asyncio import client, config, watch
 
 from perch.api import GROUP, KIND, PLURAL, VERSION
+from perch.foreign import clean
 from perch.names import FIELD_MANAGER
 
 TIMEOUT_SECONDS = 20
@@ -65,13 +66,13 @@ class ApiError(Exception):
         self.causes = causes
 
 
-def _refusal(status: int, text: str) -> ApiError:
+def refusal(status: int, text: str) -> ApiError:
     try:
         body = json.loads(text)
     except ValueError:
-        return ApiError(status, "Unreadable", text[:500])
+        return ApiError(status, "Unreadable", clean(text))
     causes = tuple(c.get("reason", "") for c in (body.get("details") or {}).get("causes") or ())
-    return ApiError(status, body.get("reason", ""), body.get("message", text[:500]), causes)
+    return ApiError(status, body.get("reason", ""), clean(body.get("message", text)), causes)
 
 
 class Kube:
@@ -115,7 +116,7 @@ class Kube:
         response = await self._send(method, path, list((query or {}).items()), body, content_type, TIMEOUT_SECONDS)
         text = await response.text()
         if response.status >= 400:
-            raise _refusal(response.status, text)
+            raise refusal(response.status, text)
         content: dict[str, Any] = json.loads(text)
         return content
 
@@ -210,7 +211,7 @@ class Kube:
             timeout = aiohttp.ClientTimeout(sock_connect=TIMEOUT_SECONDS, sock_read=WATCH_SECONDS + TIMEOUT_SECONDS)
             response = await self._send("GET", kind.path(namespace), query, None, "application/json", timeout)
             if response.status >= 400:
-                raise _refusal(response.status, await response.text())
+                raise refusal(response.status, await response.text())
             return response
 
         try:

@@ -6,16 +6,17 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from perch.builders.route import read_weights
 from perch.cache import Cache, Key
+from perch.foreign import clean
 from perch.kube import AUTOSCALER, BUDGET, DEPLOYMENT, JOB, POD, POLICY, ROUTE, SERVICE, Kind
 from perch.names import ANNOTATION_EXPORT_HASH, ANNOTATION_REVISION, ANNOTATION_SERVING_HASH, LABEL_COMPONENT, LABEL_VERSION
 from perch.observed import JobFacts, JobState, Observed, PodTrouble, RouteFacts, ServingFacts
-from perch_exporter.contract import Outcome, Reason, Summary
+from perch_exporter.contract import Accuracy, Outcome, Parity, Reason, Step, Summary
 
 Raw = Mapping[str, Any]
 
@@ -62,17 +63,20 @@ def job_facts(job: Raw, pods: Iterable[Raw]) -> JobFacts:
     ended = {c["type"]: c for c in status.get("conditions", []) if c.get("status") == "True"}
     end = ended.get("Complete") or ended.get("Failed")
     state = JobState.SUCCEEDED if "Complete" in ended else JobState.FAILED if "Failed" in ended else JobState.RUNNING
-    if _leaving(job):
-        # Its name is taken until it is gone: as good as running.
-        state = JobState.RUNNING
     uid = job["metadata"]["uid"]
     own = sorted((p for p in pods if _controller(p) == uid), key=lambda p: p["metadata"]["creationTimestamp"])
     newest = own[-1] if own else None
     # A new attempt has nothing to say yet: why the one before it ended is what a reader wants to know meanwhile.
     words = next((said for said in map(pod_words, reversed(own[-2:])) if said), None)
-    if state is JobState.FAILED and end is not None and end.get("reason") == "DeadlineExceeded":
+    late = state is JobState.FAILED and end is not None and end.get("reason") == "DeadlineExceeded"
+    if late:
         limit = job["spec"].get("activeDeadlineSeconds")
         words = f"it took longer than its {limit} s and was ended (DeadlineExceeded): raise builder.activeDeadlineSeconds"
+    if state is JobState.RUNNING and newest is not None:
+        state = _main_ended(newest) or state
+    if _leaving(job):
+        # Its name is taken until it is gone: as good as running.
+        state = JobState.RUNNING
     return JobFacts(
         name=job["metadata"]["name"],
         revision=_revision(job),
@@ -81,8 +85,20 @@ def job_facts(job: Raw, pods: Iterable[Raw]) -> JobFacts:
         state=state,
         summary=_summary(newest) if newest else None,
         words=words,
+        late=late,
         finished_at=_time(end.get("lastTransitionTime")) if end else None,
     )
+
+
+def _main_ended(pod: Raw) -> JobState | None:
+    """How the pod's own last container ended, though the pod runs on: others may have put a container beside it that never ends,
+    such as a service mesh's proxy. Without this the Job would be ended by its deadline."""
+    spec, statuses = pod.get("spec", {}), pod.get("status", {}).get("containerStatuses", [])
+    main = next((c["name"] for c in spec.get("containers", []) if c["name"] in ("publish", "delete")), None)
+    ended = next((c.get("state", {}).get("terminated") for c in statuses if c["name"] == main), None)
+    if ended is None or not _alive(pod):
+        return None
+    return JobState.SUCCEEDED if ended.get("exitCode") == 0 else JobState.FAILED
 
 
 def serving_facts(deployment: Raw, pods: Iterable[Raw]) -> ServingFacts:
@@ -91,7 +107,9 @@ def serving_facts(deployment: Raw, pods: Iterable[Raw]) -> ServingFacts:
     own = [p for p in pods if _label(p, LABEL_COMPONENT) == "triton" and _version(p) == version and not _leaving(p)]
     words = [w for w in (pod_words(p) for p in own) if w]
     words += [
-        c.get("message", "") for c in status.get("conditions", []) if c["type"] == "ReplicaFailure" and c.get("status") == "True"
+        clean(c.get("message", ""))
+        for c in status.get("conditions", [])
+        if c["type"] == "ReplicaFailure" and c.get("status") == "True"
     ]
     progressing: Raw = next((c for c in status.get("conditions", []) if c["type"] == "Progressing"), {})
     annotations = meta.get("annotations", {})
@@ -148,16 +166,20 @@ def _parent_verdict(ref: Raw, parents: Iterable[Raw], generation: int, namespace
 
 def _voice(parent: Raw, generation: int, label: str) -> tuple[bool, str, str]:
     conditions = {c["type"]: c for c in parent.get("conditions", [])}
+
+    def words(condition: Raw) -> str:
+        return clean(condition.get("message") or condition["reason"])
+
     for kind in ("Accepted", "ResolvedRefs"):
         condition = conditions.get(kind)
         if condition is None or condition.get("observedGeneration", 0) < generation:
             return False, "AwaitingGateway", f"{label} has not taken in the newest weights yet"
         if condition["status"] != "True":
-            return False, condition["reason"], f"{label}: {condition.get('message') or condition['reason']}"
+            return False, condition["reason"], f"{label}: {words(condition)}"
     dropped = conditions.get("PartiallyInvalid", {})
     if dropped.get("status") == "True" and dropped.get("observedGeneration", 0) >= generation:
         # The route counts as accepted, but the Gateway left out a rule that it does not understand.
-        return False, dropped["reason"], f"{label} takes the route in part only: {dropped.get('message') or dropped['reason']}"
+        return False, dropped["reason"], f"{label} takes the route in part only: {words(dropped)}"
     return True, "Accepted", f"{label} has accepted the route"
 
 
@@ -166,6 +188,11 @@ def _voice(parent: Raw, generation: int, label: str) -> tuple[bool, str, str]:
 
 def pod_words(pod: Raw) -> str | None:
     """What keeps this pod from its work, in the words of the scheduler, the kubelet or the container itself."""
+    said = _pod_words(pod)
+    return clean(said) if said else None
+
+
+def _pod_words(pod: Raw) -> str | None:
     status = pod.get("status", {})
     for condition in status.get("conditions", []):
         if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
@@ -226,7 +253,7 @@ def _container_words(container: Raw, memory: str | None = None) -> str | None:
         ended = {}
     if ended.get("reason") == "OOMKilled":
         return _killed_for_memory(name, memory)
-    message = _error_message(ended.get("message")) if ended else None
+    message = _error_message(name, ended.get("message")) if ended else None
     if waiting.get("reason") in (None, "PodInitializing", "ContainerCreating"):
         return f"{name} ended with code {ended['exitCode']}: {message or ended.get('reason', '')}" if ended else None
     if waiting["reason"] == "CrashLoopBackOff" and ended:
@@ -247,16 +274,13 @@ def pod_trouble(pod: Raw) -> PodTrouble | None:
     triton, golden = containers.get("triton", {}), containers.get("golden", {})
     for found in (_mismatch(pod, golden), _killed_or_crashing(pod, triton), _unschedulable(pod), _lost_readiness(pod)):
         if found is not None:
-            return replace(found, message=f"pod {pod['metadata']['name']}: {found.message}")
+            return replace(found, message=clean(f"pod {pod['metadata']['name']}: {found.message}"))
     return None
 
 
 def _mismatch(pod: Raw, golden: Raw) -> PodTrouble | None:
-    try:
-        summary = Summary.from_json(_end(pod, golden).get("message") or "")
-    except ValidationError:
-        return None
-    if summary.error is None or summary.error.reason is not Reason.GOLDEN_MISMATCH:
+    summary = _read_summary("golden", _end(pod, golden).get("message"))
+    if summary is None or summary.error is None or summary.error.reason is not Reason.GOLDEN_MISMATCH:
         return None
     return PodTrouble("GoldenMismatch", summary.error.message, _time(_end(pod, golden).get("finishedAt")))
 
@@ -270,7 +294,11 @@ def _killed_or_crashing(pod: Raw, triton: Raw) -> PodTrouble | None:
     again = triton.get("restartCount", 0) >= 2 and bool(end) and _lasted(end) < LOOP
     if not (backing_off or again):
         return None
-    last = f", last with code {end['exitCode']}: {_error_message(end.get('message')) or end.get('reason', '')}" if end else ""
+    last = (
+        f", last with code {end['exitCode']}: {_error_message('triton', end.get('message')) or end.get('reason', '')}"
+        if end
+        else ""
+    )
     return PodTrouble("CrashLoop", f"triton crashes again and again{last}", _time(end.get("finishedAt")))
 
 
@@ -325,13 +353,12 @@ def _template_hash(obj: Raw) -> str | None:
     return found
 
 
-def _error_message(text: str | None) -> str | None:
+def _error_message(container: str, text: str | None) -> str | None:
     """The sentence in a termination message: the exporter's summary, or the most telling line of a log."""
     if not text:
         return None
-    try:
-        summary = Summary.from_json(text)
-    except ValidationError:
+    summary = _read_summary(container, text)
+    if summary is None:
         return _telling_line(text)
     return f"{summary.error.message} ({summary.error.reason.value})" if summary.error else None
 
@@ -363,14 +390,40 @@ def _summary(pod: Raw) -> Summary | None:
     status = pod.get("status", {})
     for container in (*status.get("containerStatuses", []), *status.get("initContainerStatuses", [])):
         ended = container.get("state", {}).get("terminated") or {}
-        try:
-            summary = Summary.from_json(ended.get("message") or "")
-        except ValidationError:
+        summary = _read_summary(container["name"], ended.get("message"))
+        if summary is None:
             continue
         # Only publish speaks for the whole. Convert may run somebody's code: a success that it claims is worth nothing.
         if summary.outcome is Outcome.FAILED or container["name"] == "publish":
             return summary
     return None
+
+
+def _read_summary(container: str, text: str | None) -> Summary | None:
+    """What a container of the exporter's says of itself; None if it says nothing of that form.
+
+    Convert runs somebody's code and may write anything. So the words are cleaned, the step is the container's, and whether
+    another try may help follows from the reason.
+    """
+    try:
+        summary = Summary.from_json(text or "")
+    except ValidationError:
+        return None
+    error, steps = summary.error, [step.value for step in Step]
+    if error is not None:
+        step = Step(container) if container in steps else error.step
+        said = {"message": clean(error.message), "step": step, "retryable": error.reason.retryable}
+        error = error.model_copy(update=said)
+    return summary.model_copy(
+        update={"error": error, "parity": _with_clean_words(summary.parity), "accuracy": _with_clean_words(summary.accuracy)}
+    )
+
+
+Figures = TypeVar("Figures", Parity, Accuracy)
+
+
+def _with_clean_words(figures: Figures | None) -> Figures | None:
+    return figures and figures.model_copy(update={"message": clean(figures.message)})
 
 
 def _label(obj: Raw, name: str) -> str:

@@ -54,6 +54,8 @@ class JobFacts:
     """What the Job is made of; none for a cleanup."""
     summary: Summary | None = None
     words: str | None = None
+    late: bool = False
+    """Its deadline ended it. Its pods are gone then, with what they last said."""
     finished_at: datetime | None = None
 
 

@@ -196,6 +196,9 @@ def _failed(ctx: Context, known: VersionStatus, job: JobFacts) -> VersionStatus:
     """What a failed Job leaves in status: why, and when the next one is due if that may help."""
     error = job.summary.error if job.summary else None
     message = f"{error.step.value}: {error.message} ({error.reason.value})" if error else job.words or "the export Job failed"
+    if job.late and error is None and known.phase is Phase.EXPORTING and known.message:
+        # It waited for something, and a longer deadline would only make it wait longer.
+        message = f"the export Job was ended by its deadline (DeadlineExceeded) while it waited: {known.message}"
     failure = {"phase": Phase.FAILED, "message": message, "export_hash": job.export_hash}
     if error is not None and not error.retryable:
         return known.model_copy(update=_gates(job.summary) | failure | {"retry_at": None})

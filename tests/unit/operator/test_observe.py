@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,10 +12,11 @@ import pytest
 from perch.builders.jobs import build_export_job
 from perch.cache import Cache
 from perch.execute import execute
-from perch.kube import DEPLOYMENT, ApiError
+from perch.foreign import clean
+from perch.kube import DEPLOYMENT, ApiError, refusal
 from perch.names import ANNOTATION_EXPORT_HASH
 from perch.observe import job_facts, observe, pod_trouble, pod_words, route_facts, serving_facts
-from perch.observed import Identity, PodTrouble, matches
+from perch.observed import Identity, JobState, PodTrouble, matches
 from perch.plan import Apply, Delete
 from perch.reconcile import Queue
 from perch_exporter.contract import ErrorReport, Outcome, Reason, Step, Summary
@@ -31,9 +34,11 @@ def route(*parents: dict[str, Any], generation: int = 2) -> dict[str, Any]:
     }
 
 
-def voice(accepted: str = "True", resolved: str = "True", generation: int = 2, **ref: Any) -> dict[str, Any]:
+def voice(
+    accepted: str = "True", resolved: str = "True", generation: int = 2, words: str = "because", **ref: Any
+) -> dict[str, Any]:
     conditions = [
-        {"type": kind, "status": status, "reason": "Why", "message": "because", "observedGeneration": generation}
+        {"type": kind, "status": status, "reason": "Why", "message": words, "observedGeneration": generation}
         for kind, status in (("Accepted", accepted), ("ResolvedRefs", resolved))
     ]
     return {"parentRef": {**PARENT, **ref}, "conditions": conditions}
@@ -274,6 +279,91 @@ TOO_LATE = {
 def test_an_export_jobs_words(job: dict[str, Any], pods: list[dict[str, Any]], words: str | None) -> None:
     said = job_facts(job, pods).words
     assert words in said if words and said else said == words
+
+
+def with_proxy(*, code: int, phase: str = "Running") -> dict[str, Any]:
+    """An export pod into which a service mesh put a container that never ends."""
+    proxy, publish = container("proxy", state={"running": {}}), container("publish", state={"terminated": {"exitCode": code}})
+    found = attempt("a", 1)
+    status = {"phase": phase, "containerStatuses": [proxy, publish]}
+    return {**found, "spec": {"containers": [{"name": "proxy"}, {"name": "publish"}]}, "status": status}
+
+
+def test_a_container_that_others_put_into_the_pod_and_that_never_ends_does_not_hold_an_export_up() -> None:
+    assert job_facts(export_job(), [with_proxy(code=0)]).state is JobState.SUCCEEDED
+    assert job_facts(export_job(), [with_proxy(code=3)]).state is JobState.FAILED
+    # The kubelet has ended the pod as a whole: the Job controller's word counts, and comes at once.
+    assert job_facts(export_job(), [with_proxy(code=3, phase="Failed")]).state is JobState.RUNNING
+    assert job_facts(export_job(), [attempt("a", 1, AT_WORK)]).state is JobState.RUNNING
+
+
+HOSTILE = "no such file\r\n2026-01-01 perch [INFO] all is well\x1b[2J \u202edexob\u202c\u200b end"
+CLEANED = "no such file 2026-01-01 perch [INFO] all is well [2J dexob end"
+
+
+def claim(container_name: str, **error: Any) -> dict[str, Any]:
+    """What a container says of itself when somebody's code writes its termination message."""
+    report = {"reason": "ExportFailed", "message": HOSTILE, "retryable": True, "step": "publish", **error}
+    message = json.dumps({"schema": "perch.dev/summary/v1", "outcome": "Failed", "error": report})
+    return container(container_name, state={"terminated": {"exitCode": 4, "message": message}})
+
+
+def test_a_container_says_what_went_wrong_and_nothing_else_of_what_it_claims_counts() -> None:
+    summary = job_facts(export_job(LIMIT_REACHED), [attempt("a", 1, claim("convert"))]).summary
+    assert summary is not None
+    assert summary.error is not None
+    assert (summary.error.step, summary.error.retryable) == (Step.CONVERT, False), "its own step, and what the reason allows"
+    assert summary.error.message == CLEANED
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(
+            lambda: pod_words({"metadata": {}, "status": {"initContainerStatuses": [claim("convert")]}}), id="an exporter's words"
+        ),
+        pytest.param(
+            lambda: pod_words(
+                {
+                    "metadata": {},
+                    "status": {"conditions": [{"type": "PodScheduled", "reason": "Unschedulable", "message": HOSTILE}]},
+                }
+            ),
+            id="the scheduler's words",
+        ),
+        pytest.param(
+            lambda: pod_words({"metadata": {}, "status": {"phase": "Failed", "message": HOSTILE}}), id="the kubelet's words"
+        ),
+        pytest.param(
+            lambda: pod_words(
+                {
+                    "metadata": {},
+                    "status": {
+                        "initContainerStatuses": [container("fetch", state={"waiting": {"reason": "x", "message": HOSTILE}})]
+                    },
+                }
+            ),
+            id="why a container waits",
+        ),
+        pytest.param(
+            lambda: route_facts(route(voice(accepted="False", words=HOSTILE)), "digits").message,
+            id="a Gateway's words",
+        ),
+        pytest.param(lambda: refusal(422, json.dumps({"message": HOSTILE})).message, id="an admission webhook's words"),
+        pytest.param(lambda: refusal(500, HOSTILE).message, id="words of what stands in front of the API server"),
+    ],
+)
+def test_words_of_others_are_on_one_line_and_hold_nothing_that_a_terminal_obeys(said: Callable[[], str | None]) -> None:
+    text = said()
+    assert text is not None
+    assert CLEANED in text
+    assert text.isprintable()
+
+
+def test_words_of_others_are_bounded() -> None:
+    assert len(clean("x" * 5_000_000)) <= 1000
+    assert clean("begin " + "x" * 5_000_000 + " the cause").endswith("the cause")
+    assert clean("kept as it is, even: ä € 你好") == "kept as it is, even: ä € 你好"
 
 
 def test_what_an_export_was_made_of_is_read_back_from_its_job() -> None:

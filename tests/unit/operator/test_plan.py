@@ -252,6 +252,21 @@ def test_passing_trouble_is_retried_with_growing_delays_and_says_when(reason: Re
     assert world.ready_condition() == ("True", "Serving")
 
 
+def test_a_job_that_its_deadline_ended_while_it_waited_says_what_it_waited_for() -> None:
+    world = World(spec(1))
+    world.step()
+    name, full = job_of(world, 1), "Unschedulable: 0/3 nodes are available: 3 Insufficient memory"
+    world.jobs[name] = replace(world.jobs[name], words=full)
+    world.step()
+    too_late = "it took longer than its 3600 s and was ended (DeadlineExceeded): raise builder.activeDeadlineSeconds"
+    world.jobs[name] = replace(world.jobs[name], state=JobState.FAILED, words=too_late, late=True)
+    for _ in range(3):
+        world.step()
+        message = world.status.condition("Ready").message  # type: ignore[union-attr]
+        assert full in message
+        assert "raise builder.activeDeadlineSeconds" not in message, "it would only wait longer"
+
+
 def test_a_bad_checkpoint_stalls_and_is_not_retried_even_when_its_job_is_gone() -> None:
     world = World(spec(1))
     world.step()
