@@ -255,6 +255,8 @@ def build_events(before: Status, after: Status) -> tuple[Event, ...]:
         if old is None or old.phase is not version.phase or old.artifact_revision != version.artifact_revision:
             if event := _phase_event(version, old):
                 events.append(event)
+        if _unanswered(version) and not (old is not None and _unanswered(old)):
+            events.append(_no_ready_pods(version))
     for old in before.versions:
         if after.of(old.version) is None:
             events.append(Event("Normal", "VersionGone", f"version {old.version} and its children are gone"))
@@ -266,6 +268,17 @@ def build_events(before: Status, after: Status) -> tuple[Event, ...]:
         trouble = after.condition("Stalled") is not None or ready.reason in ("ApplyFailed", "ExportRetrying")
         events.append(Event("Warning" if trouble else "Normal", ready.reason, ready.message))
     return tuple(events)
+
+
+def _unanswered(version: VersionStatus) -> bool:
+    return version.weight > 0 and version.ready_replicas == 0
+
+
+def _no_ready_pods(version: VersionStatus) -> Event:
+    said = f": {version.message}" if version.message else ""
+    return Event(
+        "Warning", "NoReadyPods", f"version {version.version} has {version.weight} % of the traffic and no ready pod{said}"
+    )
 
 
 def _phase_event(version: VersionStatus, old: VersionStatus | None) -> Event | None:

@@ -46,8 +46,9 @@ def decide_weights(
       nothing;
     - `rescue`, from a canary that was aborted: one ready pod of stable's is enough, since few that answer are better than many
       that fail;
-    - stable not ready: the present weights stay, whoever has them. A canary is never given more because stable broke: it was
-      trusted with its share only. At weight 100 the canary does not need stable.
+    - stable not ready: the present weights stay, whoever has them. Where nobody else answers, a ready canary without a share
+      gets its share all the same. It is never given more because stable broke: it has the pods for its share, and was trusted
+      with no more. At weight 100 the canary does not need stable.
     """
     share = 0
     if canary is not None:
@@ -66,6 +67,10 @@ def decide_weights(
     has = present.get(stable, 0)
     few_must_do = 3 * (100 - share) <= 4 * has or base.most or base.settled or others_down or rescue
     if not (base.full or (base.able and few_must_do)):
+        rest = [version for version, weight in present.items() if weight > 0 and version != canary]
+        down = len(rest) == 1 and not base.able and not readiness.get(rest[0], NOT_READY).able
+        if canary is not None and down and present.get(canary, 0) == 0 and share > 0:
+            return {rest[0]: 100 - share, canary: share}
         return _held(present)
     weights = {stable: 100 - share}
     if canary is not None:

@@ -6,9 +6,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from perch.api import Status
 from perch.observed import JobState
 from perch.status import build_events
 from perch.traffic import Readiness, decide_weights
@@ -182,6 +184,54 @@ def test_a_stable_that_will_not_get_more_pods_takes_over_with_those_it_has() -> 
 
 def test_a_stable_that_is_half_there_takes_over_from_a_version_that_is_down() -> None:
     assert decide_weights(1, None, 0, {1: Readiness(able=True)}, {2: 100}) == {1: 100}
+
+
+BROKEN = Readiness()
+ONE_POD = Readiness(able=True)
+ALL_PODS = Readiness(full=True, able=True)
+
+
+@pytest.mark.parametrize(
+    ("stable", "canary", "present", "decided"),
+    [
+        pytest.param(BROKEN, ALL_PODS, {1: 100}, {1: 70, 2: 30}, id="a canary that is ready first has its share"),
+        pytest.param(BROKEN, ALL_PODS, {1: 90, 2: 10}, {1: 90, 2: 10}, id="it takes no further step"),
+        pytest.param(BROKEN, ALL_PODS, {1: 70, 2: 30}, {1: 70, 2: 30}, id="and no more than its share"),
+        pytest.param(BROKEN, ONE_POD, {1: 100}, {1: 100}, id="not with a part of its pods"),
+        pytest.param(BROKEN, BROKEN, {1: 70, 2: 30}, {1: 70, 2: 30}, id="nobody is ready"),
+        pytest.param(BROKEN, ALL_PODS, {3: 100}, {3: 70, 2: 30}, id="a former version that is down keeps the rest"),
+        pytest.param(ONE_POD, ALL_PODS, {1: 100}, {1: 70, 2: 30}, id="a part of stable is no reason to wait"),
+    ],
+)
+def test_where_stable_has_no_ready_pod_a_ready_canary_has_its_own_share_and_no_more(
+    stable: Readiness, canary: Readiness, present: dict[int, int], decided: dict[int, int]
+) -> None:
+    assert decide_weights(1, 2, 30, {1: stable, 2: canary}, present) == decided
+
+
+def test_while_a_former_version_answers_a_canary_does_not_go_before_stable() -> None:
+    assert decide_weights(1, 2, 30, {1: BROKEN, 2: ALL_PODS, 3: ALL_PODS}, {3: 100}) == {3: 100}
+
+
+@pytest.mark.parametrize(
+    ("weight", "ready", "told"),
+    [(90, 0, True), (90, 1, False), (0, 0, False)],
+    ids=["all of them broke", "one is left", "without traffic"],
+)
+def test_a_version_with_traffic_and_no_ready_pod_is_a_warning_at_once(weight: int, ready: int, told: bool) -> None:
+    def status(pods: int, message: str | None = None) -> Status:
+        said = {"version": 1, "artifactRevision": "a", "phase": "Serving", "weight": weight, "readyReplicas": pods}
+        return Status.model_validate({"versions": [said | ({"message": message} if message else {})]})
+
+    crashed = status(ready, "triton ended with code 1: Signal (11) received.")
+    found = [event for event in build_events(status(2), crashed) if event.reason == "NoReadyPods"]
+    assert bool(found) is told
+    for event in found:
+        assert event.kind == "Warning"
+        assert event.message == (
+            "version 1 has 90 % of the traffic and no ready pod: triton ended with code 1: Signal (11) received."
+        )
+    assert not [event for event in build_events(crashed, crashed) if event.reason == "NoReadyPods"]
 
 
 # --- rollouts by steps -----------------------------------------------------------------------------------------------------
