@@ -69,7 +69,7 @@ async def _carry_out(kube: Kube, cache: Cache, identity: Identity, action: Actio
                     f"{_what(action)}: an object of this name is there and is not Perch's: remove or rename it"
                 )
                 return
-            cache.absorb(await kube.apply(action.body, action.resource_version))
+            cache.absorb(await _apply(kube, action, outcome))
         case Scale():
             scale = {"spec": {"replicas": action.replicas}}
             cache.absorb(await kube.patch(DEPLOYMENT, identity.namespace, action.name, scale))
@@ -84,6 +84,18 @@ async def _carry_out(kube: Kube, cache: Cache, identity: Identity, action: Actio
             body = {"metadata": {"finalizers": wanted, "resourceVersion": identity.resource_version}}
             outcome.owner = await kube.patch(MODEL_DEPLOYMENT, identity.namespace, identity.name, body)
     metrics.WRITES.labels(type(action).__name__).inc()
+
+
+async def _apply(kube: Kube, action: Apply, outcome: Outcome) -> dict[str, Any]:
+    """Apply the body, or where the API server refuses it what the plan has beside it. The refusal is told in both cases."""
+    try:
+        return await kube.apply(action.body, action.resource_version)
+    except ApiError as error:
+        if action.fallback is None or error.status == 409:
+            raise
+        log.warning("%s was refused, applying only what it changes of the weights: %s", _what(action), error)
+        outcome.refused.append(f"{_what(action)}: {error.message}")
+        return await kube.apply(action.fallback, action.resource_version)
 
 
 async def _taken(kube: Kube, cache: Cache, identity: Identity, action: Apply) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -15,10 +15,11 @@ from perch.cache import Cache, Key
 from perch.foreign import clean
 from perch.kube import AUTOSCALER, BUDGET, DEPLOYMENT, JOB, POD, POLICY, ROUTE, SERVICE, Kind
 from perch.names import ANNOTATION_EXPORT_HASH, ANNOTATION_REVISION, ANNOTATION_SERVING_HASH, LABEL_COMPONENT, LABEL_VERSION
-from perch.observed import JobFacts, JobState, Observed, PodTrouble, RouteFacts, ServingFacts
+from perch.observed import Fault, JobFacts, JobState, Observed, PodTrouble, RouteFacts, ServingFacts
 from perch_exporter.contract import Accuracy, Outcome, Parity, Reason, Step, Summary
 
 Raw = Mapping[str, Any]
+T = TypeVar("T")
 
 LOOP = timedelta(minutes=10)
 """A run that lasted so long is not part of a crash loop: the kubelet then begins its back-off anew, too."""
@@ -36,24 +37,37 @@ def observe(cache: Cache, owner: Key, uid: str) -> Observed:
     def own(kind: Kind) -> dict[str, Raw]:
         return {name: obj for name, obj in cache.children(kind, owner).items() if _controller(obj) == uid}
 
+    unreadable: list[Fault] = []
+
+    def read(kind: Kind, facts: Callable[[Raw], T], objects: Iterable[Raw]) -> list[T]:
+        """Facts of each object; one that cannot be read is told, and the others are there all the same."""
+        found = []
+        for obj in objects:
+            try:
+                found.append(facts(obj))
+            except Exception as error:
+                unreadable.append(Fault(f"reading {kind.kind} {obj['metadata']['name']}", error))
+        return found
+
+    def specs(kind: Kind) -> dict[str, Raw]:
+        return dict(read(kind, lambda obj: (obj["metadata"]["name"], obj["spec"]), own(kind).values()))
+
     pods = list(cache.children(POD, owner).values())
     jobs = list(own(JOB).values())
-    servings = {}
-    for deployment in own(DEPLOYMENT).values():
-        facts = serving_facts(deployment, pods)
-        servings[facts.version] = facts
     route = own(ROUTE).get(owner[1])
+    servings = read(DEPLOYMENT, lambda deployment: serving_facts(deployment, pods), own(DEPLOYMENT).values())
     return Observed(
-        exports=tuple(job_facts(j, pods) for j in jobs if _label(j, LABEL_COMPONENT) == "export"),
-        cleanups=tuple(job_facts(j, pods) for j in jobs if _label(j, LABEL_COMPONENT) == "cleanup"),
-        servings=servings,
+        exports=tuple(read(JOB, lambda job: job_facts(job, pods), (j for j in jobs if _label(j, LABEL_COMPONENT) == "export"))),
+        cleanups=tuple(read(JOB, lambda job: job_facts(job, pods), (j for j in jobs if _label(j, LABEL_COMPONENT) == "cleanup"))),
+        servings={facts.version: facts for facts in servings},
         exporting=frozenset(_revision(p) for p in pods if _label(p, LABEL_COMPONENT) == "export" and _alive(p)),
-        services={name: s["spec"] for name, s in own(SERVICE).items()},
-        budgets={name: b["spec"] for name, b in own(BUDGET).items()},
-        autoscalers={name: a["spec"] for name, a in own(AUTOSCALER).items()},
-        policies={name: p["spec"] for name, p in own(POLICY).items()},
-        route=route_facts(route, owner[1]) if route else None,
+        services=specs(SERVICE),
+        budgets=specs(BUDGET),
+        autoscalers=specs(AUTOSCALER),
+        policies=specs(POLICY),
+        route=next(iter(read(ROUTE, lambda found: route_facts(found, owner[1]), [route] if route else [])), None),
         gateway_api=cache.gateway_api,
+        unreadable=tuple(unreadable),
     )
 
 

@@ -36,6 +36,17 @@ class Installation:
     image_pull_policy: str | None = None
 
 
+@dataclass(frozen=True)
+class Fault:
+    """A part of a pass that failed, by a defect or by an object that nobody expected. The rest of the pass went on without it."""
+
+    part: str
+    error: Exception
+
+    def __str__(self) -> str:
+        return f"{self.part}: {str(self.error) or 'no reason given'} ({type(self.error).__name__})"
+
+
 class JobState(StrEnum):
     RUNNING = "Running"
     SUCCEEDED = "Succeeded"
@@ -143,6 +154,8 @@ class Observed:
     gateway_api: bool = True
     """The cluster knows HTTPRoute."""
     namespace_terminating: bool = False
+    unreadable: tuple[Fault, ...] = ()
+    """Children that could not be read: the others are there all the same."""
     gathered: Gathered | None = None
     """Evidence about the canary, if any is being gathered."""
 

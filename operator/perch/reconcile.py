@@ -31,7 +31,7 @@ from perch.names import FINALIZER
 from perch.observe import observe
 from perch.observed import Identity, Installation
 from perch.plan import Plan, SetFinalizer, plan, plan_invalid, say_invalid
-from perch.status import build_events, with_failures
+from perch.status import build_events, with_failures, with_faults
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ WORKERS = 8
 RETRY_SECONDS = (1, 2, 5, 10, 30)
 REFUSED_RETRY_SECONDS = (2, 5, 15, 30)
 STALE_RETRY_SECONDS = (0.2, 0.5, 1, 2, 5)
+DELAYS = {"error": RETRY_SECONDS, "refused": REFUSED_RETRY_SECONDS, "stale": STALE_RETRY_SECONDS}
 
 
 def utc_now() -> datetime:
@@ -196,6 +197,8 @@ class Reconciler:
         identity = read_identity(obj)
         before = read_status(obj)
         decided = self._decide(obj, identity, before, now)
+        for fault in decided.faults:
+            log.error("%s/%s: %s: this is a defect of Perch; the rest is carried out", *key, fault, exc_info=fault.error)
         if decided.actions and not await self._is_current(key, obj):
             return
         if identity.deleting_since is not None:
@@ -241,6 +244,8 @@ class Reconciler:
     async def _tell(self, key: Key, identity: Identity, before: Status, decided: Plan, outcome: Outcome, now: datetime) -> None:
         """Write the status if it changed, and post an event for each transition."""
         after = decided.status or before
+        if decided.faults:
+            after = with_faults(after, decided.faults, now)
         if outcome.refused:
             after = with_failures(after, outcome.refused, now)
         if after != before:
@@ -272,13 +277,14 @@ class Reconciler:
 
     def _schedule(self, key: Key, decided: Plan, outcome: Outcome) -> None:
         waits = [(decided.wake_at - self._clock()).total_seconds()] if decided.wake_at else []
-        if outcome.refused or outcome.stale:
+        trouble = "error" if decided.faults else "refused" if outcome.refused else "stale" if outcome.stale else None
+        if trouble is not None:
             self._errors[key] += 1
-            delays = REFUSED_RETRY_SECONDS if outcome.refused else STALE_RETRY_SECONDS
+            delays = DELAYS[trouble]
             waits.append(delays[min(self._errors[key], len(delays)) - 1])
         else:
             self._errors.pop(key, None)
-        metrics.RECONCILES.labels("refused" if outcome.refused else "stale" if outcome.stale else "done").inc()
+        metrics.RECONCILES.labels(trouble or "done").inc()
         if waits:
             self.queue.add_after(key, min(waits))
         else:

@@ -12,10 +12,11 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from perch.api import AccuracyStatus, Condition, ParityStatus, Phase, Status, VersionStatus
-from perch.observed import RouteFacts
+from perch.observed import Fault, RouteFacts
 from perch.traffic import NOT_READY, Readiness
 
 MESSAGE_LIMIT = 2048
+FAULTS_LIMIT = 1000
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Facts:
     """Whether a version has at least one ready pod."""
     routed: bool = True
     route: RouteFacts | None = None
+    rewritten: bool = False
+    """This very pass writes the route: what the Gateway has accepted is the former one."""
     gateway_api: bool = True
     removable: tuple[int, ...] = ()
 
@@ -206,6 +209,9 @@ def _traffic_accepted(facts: Facts) -> tuple[bool, str, str]:
         )
     if facts.route is None:
         return False, "NotRouted", "no traffic is routed before the stable version is ready"
+    if facts.rewritten:
+        moves = f": the weights go from {_split(facts.present)} to {_split(facts.target)}"
+        return False, "AwaitingGateway", "the HTTPRoute is being written" + ("" if facts.present == facts.target else moves)
     return facts.route.accepted, facts.route.reason, facts.route.message
 
 
@@ -216,6 +222,20 @@ def with_failures(status: Status, failures: Sequence[str], now: datetime) -> Sta
     wanted = [
         ("Ready", False, "ApplyFailed", message),
         *([] if status.condition("Stalled") else [("Reconciling", True, "ApplyFailed", message)]),
+        *((c.type, c.status == "True", c.reason, c.message) for c in kept),
+    ]
+    conditions = _stamp(wanted, status.conditions, now, status.observed_generation)
+    return status.model_copy(update={"conditions": conditions})
+
+
+def with_faults(status: Status, faults: Sequence[Fault], now: datetime) -> Status:
+    """The status where parts of a pass failed by a defect of Perch. What is Stalled stays so; nothing is called Ready."""
+    said = "; ".join(map(str, faults))[:FAULTS_LIMIT]
+    message = f"Perch failed at {said}. What serves goes on, and the rest of the spec is carried out: its log says more"
+    kept = [c for c in status.conditions if c.type not in ("Ready", "Reconciling")]
+    wanted = [
+        ("Ready", False, "InternalError", message),
+        *([] if status.condition("Stalled") else [("Stalled", True, "InternalError", message)]),
         *((c.type, c.status == "True", c.reason, c.message) for c in kept),
     ]
     conditions = _stamp(wanted, status.conditions, now, status.observed_generation)

@@ -27,6 +27,8 @@ GRPC_METHODS = (
     "ServerMetadata",
 )
 REHEARSAL_HEADER = "x-perch-rehearsal"
+MOST_BACKENDS = 16
+"""Backends of a rule, by Gateway API."""
 NEVER_DEFAULTED = ("filters", "sessionPersistence", "retry")
 """Parts of a rule that no API server fills in: what stands there and was not asked for is a former wish, or somebody's edit."""
 
@@ -111,6 +113,27 @@ def build_route(
             "rules": rules,
         },
     }
+
+
+def build_weights_only(
+    identity: Identity, model: str, weights: Mapping[int, int], found: Mapping[str, Any], *, keep: bool
+) -> dict[str, Any]:
+    """The route as it stands in the cluster (`found`, its spec) with other weights: nothing of it is new but numbers, so the API
+    server takes it whatever it refuses of the present spec. An abort and a revert go this way then.
+
+    `keep`: what stands there of header rules and mirrors stays; else it goes, for it leads to a canary on trial.
+    """
+    no_wish = Routing.model_construct(parent_refs=[], hostnames=[])
+    body = build_route(identity, no_wish, model, weights)
+    backends = {rule["backendRefs"][0]["port"]: rule["backendRefs"] for rule in body["spec"]["rules"]}
+
+    def weighed(rule: Mapping[str, Any]) -> Mapping[str, Any]:
+        port = next((ref.get("port") for ref in rule.get("backendRefs", [])), None)
+        return rule if _headers(rule) or port not in backends else {**rule, "backendRefs": backends[port]}
+
+    rules = [weighed(rule) for rule in found.get("rules", [])] if keep else body["spec"]["rules"]
+    spec = {"parentRefs": found.get("parentRefs", []), "hostnames": found.get("hostnames", []), "rules": rules}
+    return {**body, "spec": spec}
 
 
 def _headers(rule: Mapping[str, Any]) -> bool:

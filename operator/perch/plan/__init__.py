@@ -14,14 +14,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 
-from perch.api import DeletionPolicy, Spec, Status, VersionStatus, Weights, WeightStatus
+from perch.api import DeletionPolicy, Spec, Status, Version, VersionStatus, Weights, WeightStatus
 from perch.names import FINALIZER, serving_name
 from perch.observed import Identity, Installation, Observed
 from perch.plan.context import Action, Apply, Context, Delete, Plan, Scale, SetFinalizer, say_invalid
-from perch.plan.exports import plan_export, plan_export_policy
+from perch.plan.exports import known_export, plan_export, plan_export_policy
 from perch.plan.removal import plan_deletion, plan_removed
 from perch.plan.rollout import (
     Progress,
+    as_it_stands,
     canary_replicas,
     decide_rollout,
     is_desperate,
@@ -30,7 +31,7 @@ from perch.plan.rollout import (
     within_replicas,
 )
 from perch.plan.routing import plan_retirement, plan_route
-from perch.plan.servings import plan_serving, readiness, sweep
+from perch.plan.servings import keep_services, plan_serving, readiness, report_serving, sweep
 from perch.status import Facts, VersionFacts, build_conditions
 from perch.traffic import decide_weights
 
@@ -46,11 +47,11 @@ def plan(identity: Identity, spec: Spec, status: Status, observed: Observed, ins
     if wants_finalizer != (FINALIZER in identity.finalizers):
         ctx.actions.append(SetFinalizer(wants_finalizer))
 
-    plan_export_policy(ctx)
-    exported = {entry.version: plan_export(ctx, entry) for entry in spec.versions}
-    progress = decide_rollout(ctx, exported)
+    ctx.attempt("builder.networkPolicy", lambda: plan_export_policy(ctx), lambda: None)
+    exported = {entry.version: _export(ctx, entry) for entry in spec.versions}
+    progress = ctx.attempt("the rollout", lambda: decide_rollout(ctx, exported), lambda: as_it_stands(ctx))
     replicas = _replicas(ctx, progress)
-    versions = {e.version: plan_serving(ctx, e, exported[e.version], replicas.get(e.version)) for e in spec.versions}
+    versions = {e.version: _serve(ctx, e, exported[e.version], replicas.get(e.version)) for e in spec.versions}
 
     others = {v: readiness(s, s.replicas) for v, s in observed.servings.items() if v not in versions}
     target = decide_weights(
@@ -66,8 +67,9 @@ def plan(identity: Identity, spec: Spec, status: Status, observed: Observed, ins
     canary = spec.traffic.canary
     trial = canary if canary is not None and progress.itself and versions[canary].readiness.able else None
     weights = plan_route(ctx, target, retired, trial=trial)
-    gone = plan_removed(ctx, versions)
-    sweep(ctx, set(replicas))
+    keep_services(ctx, weights or {})
+    gone = ctx.attempt("versions that left the spec", lambda: plan_removed(ctx, versions), lambda: _still_known(ctx))
+    ctx.attempt("what is left of versions", lambda: sweep(ctx, set(replicas)), lambda: None)
 
     new_status = _build_status(ctx, progress, versions, gone, weights)
     facts = Facts(
@@ -82,13 +84,42 @@ def plan(identity: Identity, spec: Spec, status: Status, observed: Observed, ins
         serving={v: s.able for v, s in observed.servings.items()},
         routed=spec.routing is not None,
         route=observed.route,
+        rewritten=any(map(_sets_weights, ctx.actions)),
         gateway_api=observed.gateway_api,
         removable=tuple(sorted(set(versions) - {spec.traffic.stable, canary})),
     )
     new_status = new_status.model_copy(update={"conditions": build_conditions(facts, status.conditions, now)})
     # Traffic first: what keeps a Job from being made must not keep a rollback waiting.
     actions = sorted(ctx.actions, key=lambda action: not _sets_weights(action))
-    return Plan(tuple(actions), new_status, tuple(ctx.events), ctx.wake_at, progress.aim, _first(status, progress))
+    return Plan(
+        tuple(actions),
+        new_status,
+        tuple(ctx.events),
+        ctx.wake_at,
+        progress.aim,
+        _first(status, progress),
+        (*observed.unreadable, *ctx.faults),
+    )
+
+
+def _export(ctx: Context, entry: Version) -> VersionStatus:
+    """A version's export; where it cannot be planned, what is known of it stays."""
+    return ctx.attempt(
+        f"the export of version {entry.version}", lambda: plan_export(ctx, entry), lambda: known_export(ctx, entry)
+    )
+
+
+def _serve(ctx: Context, entry: Version, exported: VersionStatus, wanted: int | None) -> VersionFacts:
+    """A version's pods; where they cannot be planned, those that there are go on serving."""
+    return ctx.attempt(
+        f"the pods of version {entry.version}",
+        lambda: plan_serving(ctx, entry, exported, wanted),
+        lambda: report_serving(ctx, entry, exported, wanted),
+    )
+
+
+def _still_known(ctx: Context) -> list[VersionStatus]:
+    return [known for known in ctx.status.versions if known.version not in {e.version for e in ctx.spec.versions}]
 
 
 def plan_invalid(identity: Identity, status: Status, message: str, now: datetime) -> Plan:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from perch.api import Spec, Status
 from perch.evidence import Aim
 from perch.names import artifact_uri
-from perch.observed import Identity, Installation, Observed
+from perch.observed import Fault, Identity, Installation, Observed
 from perch.status import Event
 
 
 @dataclass(frozen=True)
 class Apply:
-    """Server-side apply. With `resource_version` it fails where somebody wrote in between."""
+    """Server-side apply. With `resource_version` it fails where somebody wrote in between.
+
+    `fallback`: what to apply where the API server refuses the body.
+    """
 
     body: Mapping[str, Any]
     resource_version: str | None = None
+    fallback: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class SetFinalizer:
 
 
 Action = Apply | Scale | Delete | SetFinalizer
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class Plan:
     """The evidence to gather from now on."""
     first: Status | None = None
     """Written before the actions: what an operator that dies between two of them must not have forgotten."""
+    faults: tuple[Fault, ...] = ()
+    """Parts that raised: to be logged, counted, told in a condition and tried again after a while."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,23 @@ class Context:
     actions: list[Action] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     wakes: list[datetime] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+    def attempt(self, part: str, decide: Callable[[], T], otherwise: Callable[[], T]) -> T:
+        """Run one part of the planner. If it raises, what it asked for is dropped and the other parts go on.
+
+        The way back must not depend on a field that only another part reads: an abort and a revert reach the route whatever
+        an export or a builder makes of the rest of the spec.
+        """
+        lists: tuple[list[Any], ...] = (self.actions, self.events, self.wakes)
+        before = [len(each) for each in lists]
+        try:
+            return decide()
+        except Exception as error:
+            for each, length in zip(lists, before, strict=True):
+                del each[length:]
+            self.faults.append(Fault(part, error))
+            return otherwise()
 
     @property
     def present(self) -> Mapping[int, int]:
@@ -88,7 +112,7 @@ class Context:
         return artifact_uri(self.spec.repository.uri, self.identity.namespace, self.identity.name, version, revision)
 
 
-def say_invalid(error: ValidationError, where: str) -> str:
+def say_invalid(error: ValidationError, where: str = "") -> str:
     """The first few complaints of a validation, each with its field."""
-    found = [f"{where}.{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()[:3]]
+    found = [f"{'.'.join(filter(None, (where, *map(str, e['loc']))))}: {e['msg']}" for e in error.errors()[:3]]
     return "; ".join(found)

@@ -42,12 +42,19 @@ def _confined(ctx: Context) -> bool:
     return matches(policy["spec"], ctx.observed.policies.get(policy["metadata"]["name"]))
 
 
-def plan_export(ctx: Context, entry: Version) -> VersionStatus:
-    """Bring one listed version to Published, whether it is in traffic or not."""
+def known_export(ctx: Context, entry: Version) -> VersionStatus:
+    """What status says of this very entry's export."""
     revision = artifact_revision(entry)
     known = ctx.status.of(entry.version)
     if known is None or known.artifact_revision != revision or known.phase is Phase.DELETING:
-        known = VersionStatus(version=entry.version, artifact_revision=revision, phase=Phase.EXPORTING)
+        return VersionStatus(version=entry.version, artifact_revision=revision, phase=Phase.EXPORTING)
+    return known
+
+
+def plan_export(ctx: Context, entry: Version) -> VersionStatus:
+    """Bring one listed version to Published, whether it is in traffic or not."""
+    known = known_export(ctx, entry)
+    revision = known.artifact_revision
     erasing = ctx.observed.cleanup_of(revision)
     if erasing is not None:
         # Whatever status says was published: it is going, or gone.

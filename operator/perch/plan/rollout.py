@@ -120,7 +120,8 @@ def decide_rollout(ctx: Context, exported: dict[int, VersionStatus]) -> Progress
         return Progress(aborted=kept, history=history)
     canary = exported[traffic.canary]
     if canary.artifact_digest is None or conflicts(ctx, canary) or foreign_plan(ctx, canary):
-        return Progress(aborted=kept, history=history)
+        # What runs of it goes on as it is, neither further nor back, until the spec names something that can run.
+        return replace(as_it_stands(ctx), aborted=kept, history=history)
     found = next((a for a in kept if a.version == canary.version), None)
     if found is not None:
         if _stands(ctx, found, canary, spec.rollout):
@@ -167,6 +168,19 @@ def decide_rollout(ctx: Context, exported: dict[int, VersionStatus]) -> Progress
     return _proceed(_note_readiness(trial))
 
 
+def as_it_stands(ctx: Context) -> Progress:
+    """The rollout where nothing can be decided about the canary: it keeps what it has, and nothing is forgotten."""
+    canary, step = ctx.spec.traffic.canary, ctx.status.step
+    kept = Progress(aborted=tuple(ctx.status.aborted), history=tuple(ctx.status.history))
+    if canary is None or step is None or step.version != canary:
+        return kept
+    out = next((a for a in kept.aborted if a.version == canary and a.artifact_revision == step.artifact_revision), None)
+    has = ctx.present.get(canary, 0)
+    if out is not None:
+        return replace(kept, out=out)
+    return replace(kept, share=has, step=step, evidence=ctx.status.evidence, complete=step.weight == 100 and has == 100)
+
+
 def _dropped(gate: Accuracy | None, canary: VersionStatus, stable: VersionStatus) -> str | None:
     """How far the canary's accuracy lies below stable's, where that is more than its entry allows and both saw the same data."""
     ours, theirs = canary.accuracy, stable.accuracy
@@ -200,7 +214,9 @@ def canary_replicas(ctx: Context, weight: int) -> int:
     mirror = ctx.spec.traffic.mirror
     copied = mirror.percent if mirror and weight < 100 else 0
     if not (within_replicas(ctx) and stable_runs(ctx)):
-        return max(1, math.ceil(full * (max(weight, has) + copied) / 100))
+        wanted, scaling = max(1, math.ceil(full * (max(weight, has) + copied) / 100)), ctx.spec.runtime.autoscaling
+        # With mirrored requests it may need more than all; an autoscaler gives no more than its maximum.
+        return wanted if scaling is None else min(wanted, scaling.max_replicas)
     # Neither can have what it needs before the traffic has moved. Half-way, both carry the same too much, and the last is moved
     # when the traffic is: with w the share to come and s what stable has still, w / (w + s) of all pods.
     coming, stays = weight + copied, 100 - has
@@ -442,6 +458,9 @@ def _broken(trial: _Trial) -> tuple[str, str] | None:
     if trial.dropped is not None:
         return "AccuracyDropped", trial.dropped
     trouble = serving.trouble if serving else None
+    if serving is not None and serving.serving_hash != trial.evidence.serving_hash:
+        # Pods of another runtime, which the present one replaces: they say nothing of the canary that is judged.
+        trouble = None
     begun = parse_time(trial.evidence.begun_at) if trial.evidence.begun_at else None
     # A pod that was kept from a former try may still wait out its back-off: it is heard when it has tried again.
     fresh = trouble is not None and (trouble.at is None or begun is None or trouble.at >= begun)
@@ -479,7 +498,7 @@ def _abort(trial: _Trial, reason: str, why: str) -> Progress:
     record = Aborted(
         version=canary.version,
         artifact_revision=canary.artifact_revision,
-        serving_hash=trial.serving.serving_hash if trial.serving is not None else wanted_hash(ctx, canary),
+        serving_hash=trial.evidence.serving_hash or wanted_hash(ctx, canary),
         reason=reason,
         message=why[:1024],
         time=format_time(ctx.now),

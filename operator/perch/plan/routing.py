@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from typing import Any
 
 from perch.api import Phase, Rollout, VersionStatus
-from perch.builders.route import build_route, is_current, must_rehearse
+from perch.builders.route import MOST_BACKENDS, build_route, build_weights_only, is_current, must_rehearse
 from perch.durations import parse_duration
 from perch.plan.context import Apply, Context, Delete
 from perch.plan.rollout import short
@@ -104,16 +105,39 @@ def plan_route(
     if target is None:
         return None
     given = {v for v, weight in target.items() if weight > 0}
-    weights = {v: target.get(v, 0) for v in sorted(given | (set(ctx.observed.servings) - leaving))}
-    body = build_route(
-        ctx.identity,
-        routing,
-        ctx.spec.model_name or ctx.identity.name,
-        weights,
-        headers=(trial, traffic.match.headers) if trial is not None and traffic.match else None,
-        mirror=(trial, traffic.mirror.percent) if trial is not None and traffic.mirror and target.get(trial, 0) < 100 else None,
-        rehearsal=must_rehearse(route),
-    )
-    if route is None or not is_current(body["spec"], route.spec):
-        ctx.actions.append(Apply(body, route.resource_version if route else None))
+    weights = _bounded(ctx, {v: target.get(v, 0) for v in sorted(given | (set(ctx.observed.servings) - leaving))})
+    model = ctx.spec.model_name or ctx.identity.name
+    steady = build_weights_only(ctx.identity, model, weights, route.spec, keep=trial is not None) if route else None
+
+    def build() -> dict[str, Any] | None:
+        return build_route(
+            ctx.identity,
+            routing,
+            model,
+            weights,
+            headers=(trial, traffic.match.headers) if trial is not None and traffic.match else None,
+            mirror=(trial, traffic.mirror.percent)
+            if trial is not None and traffic.mirror and target.get(trial, 0) < 100
+            else None,
+            rehearsal=must_rehearse(route),
+        )
+
+    body = ctx.attempt("the HTTPRoute", build, lambda: steady)
+    if body is None or (route is not None and is_current(body["spec"], route.spec)):
+        return weights
+    # Where nothing but numbers changes, the first try is the fallback already.
+    fallback = steady if route and steady and steady != body and not is_current(steady["spec"], route.spec) else None
+    ctx.actions.append(Apply(body, route.resource_version if route else None, fallback))
     return weights
+
+
+def _bounded(ctx: Context, weights: dict[int, int]) -> dict[int, int]:
+    """As many backends as a rule may have: those without traffic leave, the one that was drained first before the others."""
+
+    def drained(version: int) -> str:
+        known = ctx.status.of(version)
+        return (known.drained_at if known else None) or "9"
+
+    idle = sorted((v for v, weight in weights.items() if weight == 0), key=lambda v: (drained(v), v))
+    gone = set(idle[: max(0, len(weights) - MOST_BACKENDS)])
+    return {v: weight for v, weight in weights.items() if v not in gone}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from perch.api import Phase, Version, VersionStatus
 from perch.builders.autoscaler import build_autoscaler
 from perch.builders.serving import build_budget, build_deployment, build_service
@@ -69,6 +71,13 @@ def plan_serving(ctx: Context, entry: Version, exported: VersionStatus, wanted: 
     conflict, foreign = conflicts(ctx, exported), foreign_plan(ctx, exported)
     if wanted is not None and exported.artifact_digest is not None and not conflict and not (foreign and serving is None):
         _apply_serving(ctx, entry, exported, serving, wanted, frozen=foreign is not None)
+    return report_serving(ctx, entry, exported, wanted)
+
+
+def report_serving(ctx: Context, entry: Version, exported: VersionStatus, wanted: int | None) -> VersionFacts:
+    """How a listed version stands."""
+    serving = ctx.observed.servings.get(entry.version)
+    conflict, foreign = conflicts(ctx, exported), foreign_plan(ctx, exported)
     if serving is None or conflict:
         starting = wanted is not None and exported.phase is Phase.PUBLISHED and not conflict and not foreign
         update = {
@@ -78,7 +87,9 @@ def plan_serving(ctx: Context, entry: Version, exported: VersionStatus, wanted: 
             "serving_hash": None,
             "drained_at": None,
         }
-        return VersionFacts(exported.model_copy(update=update), conflict=conflict, foreign=foreign)
+        # Pods of the former content keep the traffic that they have, and gain none.
+        former = Readiness(able=serving is not None and serving.able)
+        return VersionFacts(exported.model_copy(update=update), former, conflict=conflict, foreign=foreign)
     ready = readiness(serving, serving.replicas if wanted is None else wanted)
     phase = Phase.SERVING if ready.full else Phase.STARTING
     return VersionFacts(
@@ -137,6 +148,19 @@ def _apply_serving(
     if wanted == 1 and name in ctx.observed.budgets:
         # A budget over one pod would block every drain of its node.
         ctx.actions.append(Delete("PodDisruptionBudget", name))
+
+
+def keep_services(ctx: Context, weights: Mapping[int, int]) -> None:
+    """Every version that the route names, or is about to, has its Service, one that drains too.
+
+    A Gateway that misses one calls the whole route unresolved, and nothing would ever be drained.
+    """
+    for version in sorted({*ctx.present, *weights}):
+        service = build_service(ctx.identity, version)
+        name = service["metadata"]["name"]
+        going = Delete("Service", name) in ctx.actions
+        if not going and Apply(service) not in ctx.actions and not matches(service["spec"], ctx.observed.services.get(name)):
+            ctx.actions.append(Apply(service))
 
 
 def remove_serving(ctx: Context, version: int) -> None:

@@ -561,7 +561,8 @@ def test_a_number_used_again_for_other_content_is_refused_while_its_former_pods_
         world.go_well()
     assert world.servings[2].serving_hash == former.serving_hash
     assert world.ready_condition() == ("False", "VersionReused")
-    assert world.weights == {1: 100}, "content that is no longer in the spec gets no traffic while stable can take it"
+    assert world.weights == {1: 90, 2: 10}, "what served goes on serving, as the message says"
+    assert world.status.step is not None, "the rollout is not forgotten"
 
 
 def test_a_plan_is_given_to_no_other_tensorrt_and_what_served_goes_on() -> None:

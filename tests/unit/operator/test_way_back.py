@@ -1,0 +1,329 @@
+"""The way back: an abort, a revert and a rescue reach the route whatever else of a pass fails.
+
+The API server refuses writes, builders raise, children cannot be read, and the newest commit may be the reason of it all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from perch.api import Status
+from perch.builders.route import MOST_BACKENDS
+from perch.cache import Cache
+from perch.kube import DEPLOYMENT, JOB, ROUTE
+from perch.names import LABEL_COMPONENT, LABEL_OWNER, LABEL_VERSION
+from perch.observe import observe
+from perch.observed import PodTrouble
+from perch.plan import Apply, Plan
+from perch.status import with_failures, with_faults
+
+from .test_rollout import commit, go_through, message, releasing, rollout, until_accepted
+from .world import World, entry, spec
+
+KINDS = ("Job", "Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy", "HTTPRoute")
+BUILDERS = (
+    "perch.plan.exports.build_export_job",
+    "perch.plan.exports.build_export_policy",
+    "perch.plan.servings.build_deployment",
+    "perch.plan.servings.build_budget",
+    "perch.plan.routing.build_route",
+    "perch.plan.plan_removed",
+    "perch.plan.sweep",
+)
+REFUSED = "apply HTTPRoute digits: spec.parentRefs: sectionName or port must be unique"
+STEPS = [{"weight": 50, "hold": "10m"}, {"weight": 100}]
+
+
+def is_known(world: World, action: Apply) -> bool:
+    """Whether it is the route that the API server took already, but for its backends and their weights."""
+
+    def rest(spec: Any) -> Any:
+        return {**spec, "rules": [{**rule, "backendRefs": None} for rule in spec["rules"]]}
+
+    route = world.route
+    return action.body["kind"] == "HTTPRoute" and route is not None and rest(action.body["spec"]) == rest(route.spec)
+
+
+def refusing(world: World, *kinds: str) -> Plan:
+    """A pass in which the API server refuses every write of these kinds, but for the route's numbers."""
+    decided = world.think()
+    world.plans.append(decided)
+    refusals = []
+    if decided.first is not None:
+        world.status = decided.first
+    for action in decided.actions:
+        if isinstance(action, Apply) and action.body["kind"] in kinds and not is_known(world, action):
+            refusals.append(f"apply {action.body['kind']}")
+            if action.fallback is not None:
+                world._do(replace(action, body=action.fallback))
+        else:
+            world._do(action)
+    status = decided.status or world.status
+    if decided.faults:
+        status = with_faults(status, decided.faults, world.now)
+    if refusals:
+        status = with_failures(status, refusals, world.now)
+    world.status = Status.model_validate(status.model_dump(by_alias=True, mode="json"))
+    return decided
+
+
+def raising(names: set[str]) -> ExitStack:
+    stack = ExitStack()
+    for name in names:
+        stack.enter_context(patch(name, side_effect=ValueError("port 70000 is out of range")))
+    return stack
+
+
+def in_mid_rollout() -> World:
+    world = releasing(steps=STEPS)
+    until_accepted(world, 50)
+    go_through(world, 30)
+    assert world.weights == {1: 50, 2: 50}
+    return world
+
+
+def revert(world: World) -> None:
+    """Back to stable, in a commit that has a new host name and one more version, too."""
+    routing = {"parentRefs": [{"name": "gateway"}], "hostnames": ["other.example.com"]}
+    commit(world, canary=None, versions=(1, 2, 3), routing=routing, steps=STEPS)
+
+
+def fail_everything(world: World) -> None:
+    world.feed((150, 0), (150, 150))
+
+
+def crash(world: World) -> None:
+    world.servings[2] = replace(world.servings[2], ready=0, trouble=PodTrouble("CrashLoop", "code 139", world.now))
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    kinds=st.sets(st.sampled_from(KINDS)),
+    broken=st.sets(st.sampled_from(BUILDERS)),
+    happens=st.sampled_from((revert, fail_everything, crash)),
+)
+def test_every_abort_and_every_revert_reaches_the_route(
+    kinds: set[str], broken: set[str], happens: Callable[[World], None]
+) -> None:
+    world = in_mid_rollout()
+    with raising(broken):
+        for _ in range(8):
+            happens(world)
+            refusing(world, *kinds)
+            if world.weights == {1: 100}:
+                break
+    assert world.weights == {1: 100}
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(broken=st.sets(st.sampled_from(BUILDERS), min_size=1))
+def test_a_part_that_raises_is_told_in_a_condition_and_what_served_goes_on(broken: set[str]) -> None:
+    world = in_mid_rollout()
+    commit(world, versions=(1, 2, 3), steps=STEPS, runtime={"replicas": 1, "image": "triton:2"})
+    with raising(broken):
+        decided = refusing(world)
+        for _ in range(3):
+            world.accept()
+            decided = refusing(world)
+    assert sum(world.weights.values()) == 100
+    if decided.faults:
+        assert world.ready_condition() == ("False", "InternalError")
+        assert "port 70000 is out of range" in message(world)
+
+
+def test_a_port_that_no_policy_can_hold_does_not_keep_a_canary_from_being_cut_off() -> None:
+    world = World(spec(1, 2, builder={"networkPolicy": {}}))
+    world.settle()
+    asked = {"traffic": {"stable": 1, "canary": 2}, "rollout": rollout(steps=STEPS), "builder": {"networkPolicy": {}}}
+    world.spec, world.generation = spec(1, 2, **asked), world.generation + 1
+    until_accepted(world, 50)
+    sound = spec(1, 2, 3, **asked)
+    elsewhere = sound.versions[2].checkpoint.model_copy(update={"endpoint": "http://minio.other:70000"})
+    wrong = sound.versions[2].model_copy(update={"checkpoint": elsewhere})
+    world.spec, world.generation = sound.model_copy(update={"versions": [*sound.versions[:2], wrong]}), world.generation + 1
+    go_through(world, 60, stable=(150, 0), canary=(150, 150))
+    assert world.weights == {1: 100}
+
+
+def test_a_route_that_is_refused_changes_its_weights_and_keeps_the_rest() -> None:
+    world = in_mid_rollout()
+    former = world.route
+    assert former is not None
+    twice = {"parentRefs": [{"name": "gateway"}, {"name": "gateway"}], "hostnames": ["digits.example.com"]}
+    world.spec = world.spec.model_copy(update={"routing": world.spec.routing.model_validate(twice)})  # type: ignore[union-attr]
+    world.generation += 1
+    for _ in range(20):
+        world.feed((150, 0), (150, 150))
+        refusing(world, "HTTPRoute")
+    assert [a.reason for a in world.status.aborted] == ["ErrorRateHigher"]
+    assert world.weights == {1: 100}
+    assert world.route is not None
+    assert world.route.spec["parentRefs"] == former.spec["parentRefs"]
+    assert world.ready_condition() == ("False", "ApplyFailed"), "the refusal is still told"
+
+
+def test_a_route_holds_as_many_backends_as_gateway_api_takes_and_a_rollback_goes_through() -> None:
+    def released(stable: int, *versions: int) -> None:
+        world.spec = spec(*versions, stable=stable, rollout={"steps": [{"weight": 100}], "scaleDownDelay": "24h"})
+        world.generation += 1
+        for _ in range(8):
+            world.step()
+            world.go_well()
+            assert world.route is None or len(world.route.weights) <= MOST_BACKENDS
+
+    world = World(spec(1))
+    released(1, 1)
+    for version in range(2, 22):
+        world.now += timedelta(hours=1)
+        released(version, *range(max(1, version - 3), version + 1))
+        assert world.weights == {version: 100}
+    assert set(world.route.weights) == set(range(6, 22)), "the oldest left first"  # type: ignore[union-attr]
+    released(19, *range(18, 22))
+    assert world.weights == {19: 100}
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        pytest.param({"hostnames": ["new.example.com"]}, id="another host name"),
+        pytest.param({"parentRefs": [{"name": "does-not-exist"}]}, id="another Gateway"),
+    ],
+)
+def test_a_pass_that_writes_the_route_is_never_called_ready(edit: dict[str, Any]) -> None:
+    world = World(spec(1))
+    world.settle()
+    routing = {"parentRefs": [{"name": "gateway"}], "hostnames": ["digits.example.com"], **edit}
+    world.spec, world.generation, world.gateway_accepts = spec(1, routing=routing), world.generation + 1, False
+    for _ in range(3):
+        world.step()
+        assert world.ready_condition() == ("False", "ShiftingTraffic")
+        accepted = world.status.condition("TrafficAccepted")
+        assert accepted is not None
+        assert accepted.status == "False"
+    world.gateway_accepts = True
+    world.settle()
+    assert world.ready_condition() == ("True", "Serving")
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before its drain has begun", "while it drains"])
+def test_a_draining_versions_service_that_somebody_deleted_is_made_again(begun: bool) -> None:
+    class Unresolving(World):
+        """A Gateway that calls a route unresolved where a backend's Service is missing."""
+
+        def accept(self) -> None:
+            super().accept()
+            if self.route is not None and any(f"digits-v{v}" not in self.services for v in self.route.weights):
+                self.route = replace(self.route, accepted=False, reason="BackendNotFound", message="Service not found")
+
+    world = Unresolving(spec(1, 2))
+    world.settle()
+    world.spec, world.generation = spec(1, 2, stable=2), world.generation + 1
+    for _ in range(12):
+        world.step()
+        known = world.status.of(1)
+        if world.weights == {2: 100} and bool(known and known.drained_at) == begun:
+            break
+        world.go_well()
+    world.services.pop("digits-v1")
+    world.settle()
+    assert set(world.servings) == {2}
+    assert world.ready_condition() == ("True", "Serving")
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3, 10, 600])
+def test_a_crash_of_the_former_runtime_is_nothing_to_the_one_that_replaces_it_whatever_the_nodes_clock_says(ahead: int) -> None:
+    world = releasing(steps=STEPS)
+    until_accepted(world, 50)
+    go_through(world, 9)
+    killed = PodTrouble("OutOfMemory", "triton was killed", world.now + timedelta(seconds=ahead))
+    world.servings[2] = replace(world.servings[2], ready=0, trouble=killed)
+    commit(world, steps=STEPS, runtime={"resources": {"limits": {"memory": "8Gi"}}})
+    for _ in range(20):
+        world.step()
+        world.now += timedelta(seconds=1)
+    assert world.status.aborted == []
+    assert world.status.history == []
+
+
+def test_an_abort_is_found_again_by_what_it_was_recorded_with() -> None:
+    world = in_mid_rollout()
+    crash(world)
+    for _ in range(10):
+        world.step()
+        world.now += timedelta(seconds=1)
+    assert len(world.status.aborted) == 1
+    assert len(world.status.history) == 1
+
+
+@pytest.mark.parametrize("weight", [50, 100])
+def test_a_number_used_again_for_other_content_moves_no_traffic_and_forgets_nothing(weight: int) -> None:
+    world = releasing(steps=[{"weight": weight, "hold": "Indefinite"}] if weight < 100 else [{"weight": 100}])
+    until_accepted(world, weight)
+    go_through(world, 30)
+    before = (world.weights, world.status.step and world.status.step.index, world.status.evidence)
+    listed = [entry(1), entry(2, triton={"maxBatchSize": 4})]
+    world.spec = world.spec.model_copy(update={"versions": spec(1, 2, versions=listed).versions})
+    world.generation += 1
+    for _ in range(5):
+        world.step()
+    assert world.ready_condition() == ("False", "VersionReused")
+    assert (world.weights, world.status.step and world.status.step.index, world.status.evidence) == before
+
+
+def test_an_autoscaler_is_asked_for_no_more_than_its_maximum() -> None:
+    scaling = {"autoscaling": {"minReplicas": 4, "maxReplicas": 4, "targetCPUUtilizationPercentage": 60}, "resources": {}}
+    runtime = {**scaling, "resources": {"requests": {"cpu": "1"}}}
+    mirror = {"stable": 1, "canary": 2, "mirror": {"percent": 50}}
+    world = World(spec(1, 2, runtime=runtime))
+    world.settle()
+    world.spec = spec(1, 2, traffic=mirror, rollout={"steps": [{"weight": 90, "hold": "Indefinite"}]}, runtime=runtime)
+    world.generation += 1
+    for _ in range(5):
+        world.step()
+        world.go_well()
+    assert world.autoscalers
+    assert all(a["minReplicas"] <= a["maxReplicas"] for a in world.autoscalers.values())
+
+
+class _Children(Cache):
+    """Children as a watch would have brought them."""
+
+    def __init__(self, **objects: list[dict[str, Any]]) -> None:
+        self.found = objects
+
+    def children(self, kind: Any, owner: Any) -> dict[str, dict[str, Any]]:
+        return {obj["metadata"]["name"]: obj for obj in self.found.get(kind.kind, [])}
+
+    @property
+    def gateway_api(self) -> bool:
+        return True
+
+
+def child(name: str, component: str = "triton", **body: Any) -> dict[str, Any]:
+    labels = {LABEL_OWNER: "digits", LABEL_COMPONENT: component, LABEL_VERSION: "1"}
+    owner = {"uid": "uid-1", "controller": True}
+    return {"metadata": {"name": name, "labels": labels, "ownerReferences": [owner], "resourceVersion": "1"}, **body}
+
+
+def test_a_child_that_cannot_be_read_hides_no_other() -> None:
+    sound = child("digits-v1", spec={"replicas": 2, "template": {}}, status={"readyReplicas": 2})
+    cache = _Children(
+        **{
+            DEPLOYMENT.kind: [sound, child("digits-v2", spec=None)],
+            JOB.kind: [child("digits-v1-0123abcd", "export", status={"conditions": [None]})],
+            ROUTE.kind: [child("digits", spec={"rules": 7})],
+        }
+    )
+    seen = observe(cache, ("vision", "digits"), "uid-1")
+    assert {v: s.ready for v, s in seen.servings.items()} == {1: 2}
+    parts = {fault.part for fault in seen.unreadable}
+    assert parts == {"reading Deployment digits-v2", "reading Job digits-v1-0123abcd", "reading HTTPRoute digits"}
