@@ -56,7 +56,7 @@ def test_a_canary_that_fails_on_copied_requests_is_aborted_and_no_user_notices(j
 def copying(tenant: Tenant) -> list[dict[str, Any]]:
     """The route's rules that copy requests."""
     route = tenant.get("httproute", "digits") or {}
-    return [rule for rule in route["spec"]["rules"] if rule.get("filters")]
+    return [rule for rule in route["spec"]["rules"] if any(f["type"] == "RequestMirror" for f in rule.get("filters", []))]
 
 
 def test_a_metric_of_prometheus_must_be_read_and_within_its_bounds(judged: Judged) -> None:

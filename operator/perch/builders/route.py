@@ -26,9 +26,13 @@ GRPC_METHODS = (
     "ServerReady",
     "ServerMetadata",
 )
+MIRROR = "RequestMirror"
 REHEARSAL_HEADER = "x-perch-rehearsal"
 MOST_BACKENDS = 16
 """Backends of a rule, by Gateway API."""
+WITHOUT_TYPE = {"type": "RequestHeaderModifier", "requestHeaderModifier": {"remove": ["Content-Type"]}}
+"""Of REST requests. Triton does not read it, and its HTTP library parses the body of a form on a thread's stack, where 4 MiB end
+the process (see `serving.START`); curl calls every body a form. Every implementation of the Gateway API has this filter."""
 NEVER_DEFAULTED = ("filters", "sessionPersistence", "retry")
 """Parts of a rule that no API server fills in: what stands there and was not asked for is a former wish, or somebody's edit."""
 
@@ -73,12 +77,16 @@ def build_route(
             "backendRefs": [{**backend(version, port), "weight": weight} for version, weight in sorted(weights.items())],
             # A stream lives as long as its client wants: no limit of the gateway's own.
             "timeouts": {"request": "0s"},
+            **changed(port),
         }
         return rule if mirror is None or rehearsal else mirrored(rule, port, *mirror)
 
+    def changed(port: int) -> dict[str, Any]:
+        return {"filters": [WITHOUT_TYPE]} if port == HTTP else {}
+
     def mirrored(rule: dict[str, Any], port: int, version: int, percent: int) -> dict[str, Any]:
         copies = {"backendRef": backend(version, port), "percent": percent}
-        return {**rule, "filters": [{"type": "RequestMirror", "requestMirror": copies}]}
+        return {**rule, "filters": [*rule.get("filters", []), {"type": MIRROR, "requestMirror": copies}]}
 
     def by_header(paths: Iterable[str], port: int, version: int, wanted: Sequence[HeaderMatch]) -> dict[str, Any]:
         # The server would add the type where it is left out, and the next pass would take that for somebody's edit.
@@ -87,6 +95,7 @@ def build_route(
             "matches": [{"path": path, "headers": matched} for path in _exact(paths)],
             "backendRefs": [{**backend(version, port), "weight": 1}],
             "timeouts": {"request": "0s"},
+            **changed(port),
         }
 
     rules = [weighted(grpc, GRPC), weighted(rest, HTTP)]
@@ -158,7 +167,11 @@ def is_current(built: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
 
 def makes_copies(spec: Mapping[str, Any]) -> bool:
     """Whether requests of users are copied: a rehearsal copies none."""
-    return any(rule.get("filters") and not _headers(rule) for rule in spec.get("rules", []))
+    return any(_mirrors(rule) and not _headers(rule) for rule in spec.get("rules", []))
+
+
+def _mirrors(rule: Mapping[str, Any]) -> bool:
+    return any(part.get("type") == MIRROR for part in rule.get("filters", []))
 
 
 def must_rehearse(route: RouteFacts | None) -> bool:
@@ -170,7 +183,7 @@ def must_rehearse(route: RouteFacts | None) -> bool:
     """
     if route is None:
         return True
-    if not any(rule.get("filters") for rule in route.spec.get("rules", [])):
+    if not any(map(_mirrors, route.spec.get("rules", []))):
         return True
     if route.accepted:
         return False

@@ -36,6 +36,23 @@ ARTIFACT_SIZE = "50Gi"
 """As much as an export's output may take. The download writes what the manifest lists and nothing else."""
 GOLDEN_SAMPLES = 32
 """MiB that all golden samples of an artefact take at most, answers included: the exporter publishes no more."""
+STACK_KIBIBYTES = 256 * 1024
+START = f"""\
+ulimit -S -s {STACK_KIBIBYTES} || {{
+  echo "The hard limit on a thread's stack is $(ulimit -H -s) KiB here, and Triton should have {STACK_KIBIBYTES}." \
+    "A form (POST with Content-Type application/x-www-form-urlencoded) larger than half the limit ends Triton." \
+    "Raise the limit of the container runtime." >&2
+  ulimit -S -s "$(ulimit -H -s)"
+}}
+exec "$0" "$@"
+"""
+"""Starts Triton with larger stacks for its threads: glibc gives each thread as much as the soft limit at the start of a program.
+
+Triton's HTTP library (libevhtp 1.2.18, in all releases) copies a form twice onto the stack of a thread, which has 8 MiB: one of
+4 MiB ends the process (triton server#5840, libevhtp#118), and curl and urllib call every body a form unless told otherwise.
+Before 25.07 Triton put 16 bytes there for each chunk of a body, too (CVE-2025-23310). Stacks are reserved, not used: no memory is
+taken until such a request comes. The route takes the Content-Type away; this is for those who call a pod's Service.
+"""
 RESTRICTED = "shared-memory,model-repository,trace,logging"
 
 
@@ -116,7 +133,7 @@ def build_deployment(
             "image": runtime.image or installation.triton_image,
             "imagePullPolicy": runtime.image_pull_policy or installation.image_pull_policy,
             "command": [
-                "tritonserver",
+                *("sh", "-c", START, "tritonserver"),
                 f"--model-repository={ARTIFACT}/models",
                 "--model-control-mode=none",
                 "--strict-readiness=true",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +14,8 @@ import pytest
 from perch.api import HeaderMatch, Routing, Runtime, Spec, Version
 from perch.builders.autoscaler import build_autoscaler, canonical
 from perch.builders.jobs import build_cleanup_job, build_export_job, build_export_request
-from perch.builders.route import GRPC_METHODS, build_route, is_current, must_rehearse, read_weights, rest_paths
-from perch.builders.serving import build_deployment
+from perch.builders.route import GRPC_METHODS, WITHOUT_TYPE, build_route, is_current, must_rehearse, read_weights, rest_paths
+from perch.builders.serving import START, build_deployment
 from perch.names import artifact_revision, serving_hash
 from perch.observed import Identity, RouteFacts
 from perch_exporter import contract
@@ -37,7 +39,7 @@ def autoscaled(**more: Any) -> Spec:
 def test_a_plain_route_is_what_it_always_was() -> None:
     """Else an upgrade of the operator rewrites every route that serves."""
     content = json.dumps(route(), sort_keys=True)
-    assert hashlib.sha256(content.encode()).hexdigest() == "f356fa9711a5ac2de3160a65cf4c54d8bd6d9fb30f00c8482780ca61dd1dcce1"
+    assert hashlib.sha256(content.encode()).hexdigest() == "cacd4fec5d2bebbd75908586e8d6d08ece76c1ffd265f8ce87e86968b42538ad"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,7 @@ def test_requests_with_the_headers_go_to_the_canary_alone_by_each_path_of_both_p
     for rule in rules[2:]:
         (backend,) = rule["backendRefs"]
         assert backend["name"] == "digits-v2"
-        assert "filters" not in rule
+        assert rule.get("filters", []) == ([WITHOUT_TYPE] if backend["port"] == 8000 else [])
         assert rule["timeouts"] == {"request": "0s"}
         ports.append(backend["port"])
         for match in rule["matches"]:
@@ -86,17 +88,29 @@ def test_copies_are_made_of_the_weighted_requests_of_both_protocols_and_of_no_ot
     rules = route(headers=(2, TESTERS), mirror=(2, 30))["rules"]
     assert [rule.get("filters") for rule in rules] == [
         [
+            *([WITHOUT_TYPE] if port == 8000 else []),
             {
                 "type": "RequestMirror",
                 "requestMirror": {
                     "backendRef": {"group": "", "kind": "Service", "name": "digits-v2", "port": port},
                     "percent": 30,
                 },
-            }
+            },
         ]
         for port in (8001, 8000)
-    ] + [None, None]
-    assert [{k: v for k, v in rule.items() if k != "filters"} for rule in rules[:2]] == route()["rules"]
+    ] + [None, [WITHOUT_TYPE]]
+    plain = [{k: v for k, v in rule.items() if k != "filters"} for rule in route()["rules"]]
+    assert [{k: v for k, v in rule.items() if k != "filters"} for rule in rules[:2]] == plain
+
+
+def test_no_rest_request_says_its_type_to_triton_whose_library_ends_at_a_form_of_4_mib() -> None:
+    """triton server#5840, libevhtp#118. gRPC requests keep theirs, without which they are none."""
+    rules = route(headers=(2, TESTERS), mirror=(2, 30), rehearsal=True)["rules"]
+    for rule in rules:
+        removed = [f["requestHeaderModifier"] for f in rule.get("filters", []) if f["type"] == "RequestHeaderModifier"]
+        rest = rule["backendRefs"][0]["port"] == 8000
+        assert removed == ([{"remove": ["Content-Type"]}] if rest else [])
+    assert len(rules) == 6
 
 
 def test_rehearsed_copies_stand_in_rules_that_no_request_meets() -> None:
@@ -116,7 +130,7 @@ def test_rehearsed_copies_stand_in_rules_that_no_request_meets() -> None:
     [
         pytest.param({}, True, id="nothing"),
         pytest.param({"name": "rule-0"}, True, id="a default of another release of the Gateway API"),
-        pytest.param({"filters": []}, True, id="no filters, in other words"),
+        pytest.param({"filters": []}, False, id="the Content-Type is not taken away"),
         pytest.param({"filters": route(mirror=(2, 30))["rules"][0]["filters"]}, False, id="copies that are wanted no more"),
         pytest.param({"sessionPersistence": {"sessionName": "a"}}, False, id="somebody's session persistence"),
         pytest.param({"timeouts": {"request": "5s"}}, False, id="somebody's time limit"),
@@ -518,8 +532,8 @@ def test_a_version_runs_as_runtime_says_confined_proven_and_with_time_to_end() -
         "imagePullPolicy": RUNTIME["imagePullPolicy"],
         **CONFINED,
         "command": [
-            "tritonserver", "--model-repository=/perch/artifact/models", "--model-control-mode=none", "--strict-readiness=true",
-            "--exit-on-error=true",
+            "sh", "-c", START, "tritonserver", "--model-repository=/perch/artifact/models", "--model-control-mode=none",
+            "--strict-readiness=true", "--exit-on-error=true",
             "--exit-timeout-secs=70",  # of 90 seconds of grace, 15 are slept before and 5 spared
             f"--grpc-restricted-protocol={restricted}", f"--http-restricted-api={restricted}",
             "--cache-config=local,size=268435456",
@@ -590,6 +604,38 @@ def test_a_version_runs_as_runtime_says_confined_proven_and_with_time_to_end() -
             "template": {"metadata": {"labels": labels, "annotations": hashed}, "spec": pod},
         },
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "stack", "told"),
+    [
+        pytest.param("8192", "unlimited", "262144", False, id="as containers are started"),
+        pytest.param("unlimited", "unlimited", "262144", False, id="without a limit threads would get 2 MiB"),
+        pytest.param("8192", "262144", "262144", False, id="just enough"),
+        pytest.param("8192", "65536", "65536", True, id="a hard limit below"),
+        pytest.param("8192", "8192", "8192", True, id="a hard limit that leaves nothing"),
+    ],
+)
+def test_triton_starts_with_a_stack_that_holds_large_bodies(soft: str, hard: str, stack: str, told: bool) -> None:
+    """The shell itself, without Triton: the limit that a program has which is started this way, and its arguments."""
+    command = containers(deployment(spec(1)))["triton"]["command"]
+    assert command[:2] == ["sh", "-c"]
+    assert command[3] == "tritonserver"
+    asked = ["sh", "-c", 'ulimit -s; ulimit -H -s; echo "$@"', "x", "a b", "--c"]
+    found = subprocess.run(
+        ["bash", "-c", f'ulimit -S -s {soft} && ulimit -H -s {hard} && exec "$0" "$@"', *command[:3], *asked],
+        capture_output=True, text=True, check=True, preexec_fn=lose_privileges,
+    )  # fmt: skip
+    assert found.stdout.split("\n")[:3] == [stack, hard, "a b --c"]
+    assert ("The hard limit on a thread's stack is" in found.stderr) is told
+    assert not told or f"{hard} KiB here" in found.stderr
+
+
+def lose_privileges() -> None:
+    """As in the pod: root could raise a hard limit."""
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setuid(65532)
 
 
 IMAGES = [{"name": "image", "dataType": "FP32", "shape": [3, 224, 224]}]

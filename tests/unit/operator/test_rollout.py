@@ -164,7 +164,8 @@ def test_a_weight_of_0_without_mirror_is_held_by_time_alone() -> None:
 def copies(world: World) -> list[str]:
     """Who is copied: `users`, or nobody in a `rehearsal`."""
     rules = world.route.spec["rules"] if world.route else []
-    return ["rehearsal" if "headers" in rule["matches"][0] else "users" for rule in rules if rule.get("filters")]
+    mirrored = [rule for rule in rules if any(part["type"] == "RequestMirror" for part in rule.get("filters", []))]
+    return ["rehearsal" if "headers" in rule["matches"][0] else "users" for rule in mirrored]
 
 
 def test_a_mirror_is_rehearsed_before_it_is_used_and_the_hold_counts_from_its_use() -> None:
