@@ -1512,7 +1512,8 @@ class Runtime(Model):
     )
     image: Image | None = Field(
         None,
-        description="Triton image, such as nvcr.io/nvidia/tritonserver:25.10-py3; the chart's triton.image if omitted.",
+        description="Triton image of release 25.07 or later, such as nvcr.io/nvidia/tritonserver:25.10-py3; the chart's "
+        "triton.image if omitted. Older releases can be ended by a chunked request (CVE-2025-23310).",
     )
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(
         None, description="Kubernetes' default if omitted."
