@@ -24,9 +24,10 @@ import psutil
 
 from perch.ask import NoAnswerError, open_session
 from perch.cache import Cache
+from perch.clock import SteadyClock
 from perch.counters import MAX_SKEW, parse_counters
 from perch.evidence import Aim
-from perch.gather import Gatherer, PodSource, utc_now
+from perch.gather import Gatherer, PodSource
 from perch.names import child_labels
 
 PODS = 2
@@ -149,7 +150,7 @@ def pod(owner: str, host: str, version: int) -> dict[str, Any]:
 
 async def watch(canaries: int, port: int, seconds: float) -> dict[str, float]:
     woken: Counter[Any] = Counter()
-    cache = Cache(cast(Any, None), (), print)
+    cache = Cache(cast(Any, None), (), print, SteadyClock())
     gatherer = Gatherer(cache, lambda key: woken.update([key]), lambda: datetime.now(UTC), port=port)
     for number in range(canaries):
         key = ("default", f"model-{number}")
@@ -197,18 +198,18 @@ def parse_seconds() -> float:
 
 async def look(pods: int, port: int, looks: int = 30) -> dict[str, float]:
     """How far apart the pods of one look are read, so many of either version, and how many looks are lost by that."""
-    cache = Cache(cast(Any, None), (), print)
+    cache = Cache(cast(Any, None), (), print, SteadyClock())
     for version in (1, 2):
         for each in range(pods):
             cache.absorb(pod("model", address(0, version, each), version))
     times: list[datetime] = []
 
     def clock() -> datetime:
-        times.append(utc_now())
+        times.append(datetime.now(UTC))
         return times[-1]
 
     async with open_session() as session:
-        source = PodSource(session, cache, ("default", "model"), Aim("5", "digits", 1, 2, utc_now()), clock, port)
+        source = PodSource(session, cache, ("default", "model"), Aim("5", "digits", 1, 2, datetime.now(UTC)), clock, port)
         for _ in range(looks):
             with suppress(NoAnswerError):
                 await source.look()

@@ -64,6 +64,8 @@ class World:
     """Requests that fail as one."""
     told: int | None = None
     """What the judge is told of that, if not the truth."""
+    counted: bool = True
+    """Whether executions are counted, which tells what failed as one whatever the judge is told."""
     skew: float = MAX_SKEW.total_seconds()
     """Longest time between the first and the last reading of an honest look; a look in fifty takes longer."""
     canary_first: bool = True
@@ -85,7 +87,9 @@ WORLDS = (
     (OUTAGES, 600),
     (replace(OUTAGES, name="the same, stable read before the canary", canary_first=False), 600),
     (GROUPED, 600),
-    (replace(GROUPED, name="the same, judge not told", told=1), 300),
+    (replace(GROUPED, name="the same, judge told by the count of executions alone", told=1), 600),
+    (replace(GROUPED, name="the same, executions not counted", counted=False), 600),
+    (replace(GROUPED, name="the same, executions not counted and judge not told", told=1, counted=False), 300),
 )
 
 
@@ -94,7 +98,7 @@ class Pod:
     version: int
     replica: int
     cumulative: Counts
-    """[4, ticks + 1]: succeeded, failed, cancelled, µs; before each tick."""
+    """[5, ticks + 1]: succeeded, failed, cancelled, µs, executions; before each tick."""
     restarts: dict[int, bool]
     """Tick of each restart; whether Kubernetes tells of it."""
 
@@ -102,13 +106,19 @@ class Pod:
         begun = max((t for t in self.restarts if t <= tick), default=0)
         seen = sum(told for t, told in self.restarts.items() if t <= tick)
         counts = self.cumulative[:, tick] - (self.cumulative[:, begun] if begun else 0)
+        if self.cumulative[4, 0] < 0:
+            counts[4] = -1
         text = triton_text(self.version, *(int(c) for c in counts))
         return PodScrape(f"pod-{self.version}-{self.replica}/{seen}", self.version, parse_counters(text, "digits", self.version))
 
 
-def triton_text(version: int, succeeded: int, failed: int, cancelled: int, microseconds: int) -> str:
-    """As Triton 2.51 writes it, in part, with another model's lines between."""
+def triton_text(
+    version: int, succeeded: int, failed: int, cancelled: int, microseconds: int, executions: int | None = None, rejected: int = 0
+) -> str:
+    """As Triton 2.51 writes it, in part, with another model's lines between. executions: as many as requests if omitted; below
+    0: not counted."""
     mine = f'model="digits",version="{version}"'
+    executed = succeeded + failed if executions is None else executions
     return (
         "# HELP nv_inference_request_success Number of successful inference requests, all batch sizes\n"
         "# TYPE nv_inference_request_success counter\n"
@@ -117,7 +127,9 @@ def triton_text(version: int, succeeded: int, failed: int, cancelled: int, micro
         "# TYPE nv_inference_request_failure counter\n"
         f'nv_inference_request_failure{{model="digits",reason="BACKEND",version="{version}"}} {failed}\n'
         f'nv_inference_request_failure{{model="digits",reason="CANCELED",version="{version}"}} {cancelled}\n'
-        f"nv_inference_request_duration_us{{{mine}}} {microseconds}\n"
+        f'nv_inference_request_failure{{model="digits",reason="REJECTED",version="{version}"}} {rejected}\n'
+        + (f"nv_inference_exec_count{{{mine}}} {executed}\n" if executed >= 0 else "")
+        + f"nv_inference_request_duration_us{{{mine}}} {microseconds}\n"
         f"nv_inference_queue_duration_us{{{mine}}} {microseconds // 10}\n"
         f"nv_inference_pending_request_count{{{mine}}} 0\n"
         "nv_cpu_utilization 0.99\n"
@@ -180,7 +192,7 @@ def _batches(
         batch = difference(before, scrape, canary=2) if before is not None else None
         before = scrape
         if batch is not None:
-            yield batch
+            yield replace(batch, number=round(clock / LOOK) + look)
 
 
 def _rates(world: World, rng: np.random.Generator, errors: float, ticks: int, *, calm: bool) -> NDArray[np.float64]:
@@ -214,10 +226,12 @@ def _pods(
         failed = world.together * rng.binomial(mine, rates / world.together)
         cancelled = rng.binomial(np.maximum(mine - failed, 0), 0.2 * rates)
         succeeded = np.maximum(mine - failed - cancelled, 0)
-        counts = np.stack([succeeded, failed, cancelled, succeeded * 5000])
-        cumulative = np.zeros((4, len(requests) + 1), np.int64)
+        counts = np.stack([succeeded, failed, cancelled, succeeded * 5000, succeeded + failed // world.together])
+        cumulative = np.zeros((5, len(requests) + 1), np.int64)
         np.cumsum(counts, axis=1, out=cumulative[:, 1:])
-        cumulative += rng.integers(1, 10_000, (4, 1))
+        cumulative += rng.integers(1, 10_000, (5, 1))
+        if not world.counted:
+            cumulative[4] = -1
         restarts = {}
         for _ in range(rng.poisson(world.restarts * seconds / 150 / replicas)):
             restarts[int(rng.integers(1, len(requests)))] = bool(rng.random() < 0.5)
@@ -350,6 +364,7 @@ def cut(trial: Trial, rng: np.random.Generator, rule: Callable[[Trial], Perch | 
             until,
             Tally(requests=sent - canary, failures=stable_failed),
             Tally(requests=canary, failures=failed),
+            number=look,
         )
         if watcher.alarmed(batch):
             return Cut(requests, failures, look * LOOK - trial.healthy_for)
@@ -404,7 +419,7 @@ LEAST = 100
 def exceeds(world: World, aborted: int, rollouts: int) -> str | None:
     """What is wrong with so many false aborts; nothing where the judge was not told what it must know."""
     bound = upper_bound(aborted, rollouts)
-    if world.told is not None or bound <= ALPHA:
+    if (world.told is not None and not world.counted) or bound <= ALPHA:
         return None
     return f"{world.name}: {aborted} of {rollouts:,} rollouts were aborted, up to {bound:.2%} may be, and alpha is {ALPHA:.0%}"
 

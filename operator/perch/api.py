@@ -7,6 +7,7 @@ Everything is bounded (lengths, item counts), so that the CEL rules stay within 
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -690,6 +691,10 @@ class DynamicBatching(Model):
     default_queue_policy: QueuePolicy | None = Field(None, description="How long requests may wait, and how many.")
 
 
+BATCHING = re.compile(r"\b(dynamic_batching|sequence_batching)\b")
+"""What makes Triton join requests, in config.pbtxt."""
+
+
 class TritonModel(Model):
     """The model's config.pbtxt."""
 
@@ -758,6 +763,11 @@ class TritonModel(Model):
         description="TensorRT: Triton's ONNX backend hands the network to TensorRT on the GPU, in the file's precision. Each pod "
         "builds its engines when it starts, for minutes, and is ready after. Needs nvidia.com/gpu in runtime.resources.limits.",
     )
+
+    @property
+    def batches(self) -> bool:
+        """Whether Triton may execute several requests as one: as the served config.pbtxt says, wherever it was written."""
+        return self.dynamic_batching is not None or bool(BATCHING.search(self.config_overrides or ""))
 
 
 _NO_DETECTOR = f"!has(self.architecture) || !has(self.architecture.name) || !(self.architecture.name in {list(DETECTORS)})"
@@ -1909,9 +1919,12 @@ Real = Annotated[float, Field(json_schema_extra={"format": "double"})]
 class Tally(StatusModel):
     """What became of the requests of one version."""
 
-    requests: Count = Field(0, description="Requests answered or failed; cancelled ones not counted.")
-    failures: Count = Field(0, description="Failed ones among them.")
+    requests: Count = Field(0, description="Requests answered or failed; rejected and cancelled ones not counted.")
+    failures: Count = Field(0, description="Failed ones among them, by an error of the model's.")
+    rejections: Count = Field(0, description="Requests that waited in the queue for longer than its policy allows.")
     cancellations: Count = Field(0, description="Requests that their clients cancelled.")
+    executions: Count = Field(0, description="Executions, each of one request or a batch; 0 where they are not counted.")
+    failed_executions: Count = Field(0, description="Executions that failed, at least.")
     request_microseconds: Count = Field(0, description="Time of all requests together, µs.")
     queue_microseconds: Count = Field(0, description="Part of it spent in the queue, µs.")
 
@@ -1929,6 +1942,7 @@ class HungPod(StatusModel):
 
     pod: str = Field(description="Name, and which start of its Triton.")
     since: Time = Field(description="Since when.")
+    seconds: Int32 = Field(0, description="For how long it was watched and hung, while stable did not.")
 
 
 class Evidence(StatusModel):
@@ -1942,13 +1956,17 @@ class Evidence(StatusModel):
     counted_since: Time | None = Field(None, description="Since when it has this weight.")
     since: Time | None = Field(None, description="Since when the running operator gathers.")
     last_at: Time | None = Field(None, description="Until when counts are included.")
+    life: str | None = Field(None, description="Which start of the operator gathered the last counts.")
+    number: Count = Field(0, description="The last look of that life that is included.")
     stable: Tally = Field(Tally(), description="Stable's requests beside the canary, over all steps.")
     canary: Tally = Field(Tally(), description="The canary's requests, over all steps.")
     step_stable: Tally = Field(Tally(), description="Stable's requests in this step.")
     step_canary: Tally = Field(Tally(), description="The canary's requests in this step.")
     errors: list[Real] = Field(default_factory=list, description="Log likelihood ratios of the grid of relative error odds.")
     bound: list[Real] = Field(default_factory=list, description="Log likelihood ratios of the grid above maxErrorRate.")
-    cancellations: list[Real] = Field(default_factory=list, description="Log likelihood ratios of relative cancellation odds.")
+    latency: list[Real] = Field(default_factory=list, description="Log likelihood ratios of who is the slower one.")
+    slow_stable: Tally = Field(Tally(), description="Stable's requests since the last comparison of times.")
+    slow_canary: Tally = Field(Tally(), description="The canary's requests since the last comparison of times.")
     hung: list[HungPod] = Field(default_factory=list, description="The canary's pods that hang, the longest first, up to 8.")
     needed: Int32 = Field(0, description="Canary requests that this step needs.")
     metrics: list[MetricStatus] = Field(default_factory=list, description="Custom metrics.")

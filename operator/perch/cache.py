@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 import aiohttp
@@ -29,7 +30,9 @@ MISSING_SECONDS = 30
 class Cache:
     """Children by kind and owner. `changed` is called with the owner of every child that changed."""
 
-    def __init__(self, kube: Kube, namespaces: tuple[str, ...], changed: Callable[[Key], None]) -> None:
+    def __init__(
+        self, kube: Kube, namespaces: tuple[str, ...], changed: Callable[[Key], None], clock: Callable[[], datetime]
+    ) -> None:
         self._kube = kube
         self._scopes: tuple[str | None, ...] = namespaces or (None,)
         self._changed = changed
@@ -37,6 +40,9 @@ class Cache:
         self._unsynced = {(kind.kind, scope) for kind in CHILDREN for scope in self._scopes}
         self._synced = asyncio.Event()
         self._missing: set[str] = set()
+        self._clock = clock
+        self._lost: set[tuple[str, str | None]] = set(self._unsynced)
+        self._watching_since: dict[str | None, datetime] = {}
 
     def children(self, kind: Kind, owner: Key) -> Mapping[str, dict[str, Any]]:
         """Objects of one kind by name that belong to the owner."""
@@ -49,6 +55,13 @@ class Cache:
     @property
     def gateway_api(self) -> bool:
         return ROUTE.kind not in self._missing
+
+    def watching_since(self, namespace: str) -> datetime:
+        """Since when all children of a namespace have been watched without a break; now, while a watch is lost."""
+        scope = namespace if namespace in self._scopes else None
+        if any(lost == scope for _, lost in self._lost):
+            return self._clock()
+        return self._watching_since.get(scope) or self._clock()
 
     async def synced(self) -> None:
         """Wait until every kind was listed once (or found missing)."""
@@ -88,8 +101,10 @@ class Cache:
                     self._mark_synced(kind, scope)
                     pause = MISSING_SECONDS
                 else:
+                    self._lost.add((kind.kind, scope))
                     log.warning("cannot watch %s: %s", kind.plural, error)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                self._lost.add((kind.kind, scope))
                 log.warning("lost the watch of %s, listing again: %r", kind.plural, error)
             await asyncio.sleep(pause)
 
@@ -142,6 +157,9 @@ class Cache:
         self._mark_synced(kind, scope)
 
     def _mark_synced(self, kind: Kind, scope: str | None) -> None:
+        if (kind.kind, scope) in self._lost:
+            self._lost.discard((kind.kind, scope))
+            self._watching_since[scope] = self._clock()
         self._unsynced.discard((kind.kind, scope))
         if not self._unsynced:
             self._synced.set()

@@ -27,10 +27,12 @@ FAILURE = "nv_inference_request_failure"
 PENDING = "nv_inference_pending_request_count"
 REQUEST_TIME = "nv_inference_request_duration_us"
 QUEUE_TIME = "nv_inference_queue_duration_us"
+EXECUTIONS = "nv_inference_exec_count"
 _NAMES = (SUCCESS, FAILURE, PENDING, REQUEST_TIME, QUEUE_TIME)
 _OF_INNER = (FAILURE, PENDING, QUEUE_TIME)
-CANCELED = "CANCELED"
-"""Triton counts a request that its client gave up as a failure with this reason."""
+CANCELED, REJECTED = "CANCELED", "REJECTED"
+"""Reasons of failures that depend on how long requests wait, and so on how busy a pod is: a client gave one up in the queue, or
+the queue's policy did. BACKEND and OTHER are the model's own errors."""
 
 
 class CountersError(Exception):
@@ -48,6 +50,9 @@ class Counters:
     """Requests in hand now; the others only grow."""
     request_microseconds: int
     queue_microseconds: int
+    rejected: int = 0
+    executions: int = 0
+    """Failed ones too; 0 where Triton does not count them by model, as of an ensemble."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ def parse_counters(text: str, model: str, version: int) -> Counters:
     what a client did wrong is none, as with tensors; what succeeded, and how long it took, is the ensemble's own.
     """
     sums: dict[str, float] = {}
-    cancelled = 0.0
+    reasons: dict[str | None, float] = {}
     inner = [model + suffix for suffix in (PREPROCESS, NETWORK, POSTPROCESS)]
     ensemble = f'model="{model}{NETWORK}"' in text
     try:
@@ -110,18 +115,21 @@ def parse_counters(text: str, model: str, version: int) -> Counters:
                 continue
             if not math.isfinite(value):
                 raise CountersError(f"{name} of model {model}, version {version} is no number")
-            if name == FAILURE and labels.get("reason") == CANCELED:
-                cancelled += value
+            if name == FAILURE:
+                reasons[labels.get("reason")] = reasons.get(labels.get("reason"), 0.0) + value
             sums[name] = sums.get(name, 0.0) + value
     except (ValueError, KeyError, IndexError):
         raise CountersError("the text is not in Prometheus' format") from None
     missing = [name for name in _NAMES if name not in sums]
     if missing:
         raise CountersError(f"no {', '.join(missing)} of model {model}, version {version}")
+    cancelled, rejected = reasons.get(CANCELED, 0.0), reasons.get(REJECTED, 0.0)
     return Counters(
         succeeded=round(sums[SUCCESS]),
-        failed=round(sums[FAILURE] - cancelled),
+        failed=round(sums[FAILURE] - cancelled - rejected),
         cancelled=round(cancelled),
+        rejected=round(rejected),
+        executions=0 if ensemble else round(sums.get(EXECUTIONS, 0.0)),
         pending=max(0, round(sums[PENDING])),
         request_microseconds=round(sums[REQUEST_TIME]),
         queue_microseconds=round(sums[QUEUE_TIME]),
@@ -131,7 +139,7 @@ def parse_counters(text: str, model: str, version: int) -> Counters:
 def _samples(text: str, models: list[str]) -> Iterable[tuple[str, dict[str, str], float]]:
     """The samples that may be these models'. Only their lines are parsed: a Triton tells much else, and every few seconds."""
     marks = [f'"{model}"' for model in models]
-    found = (line for line in text.splitlines() if line.startswith(_NAMES) and any(mark in line for mark in marks))
+    found = (line for line in text.splitlines() if line.startswith((*_NAMES, EXECUTIONS)) and any(mark in line for mark in marks))
     lines = "".join(f"{line}\n" for line in found)
     for family in text_string_to_metric_families(lines):
         for sample in family.samples:
@@ -152,33 +160,58 @@ def difference(before: Scrape, after: Scrape, canary: int) -> Batch | None:
     earlier = {pod.pod: pod for pod in before.pods}
     if {(pod.pod, pod.version) for pod in before.pods} != {(pod.pod, pod.version) for pod in after.pods}:
         return None
-    stable, candidate, hung, stable_pending = Tally(), Tally(), [], False
+    stable, candidate = Tally(), Tally()
+    hung: list[str] = []
+    stable_hung: list[str] = []
+    measured: list[Tally] = []
     for pod in after.pods:
         tally = _grown(earlier[pod.pod].counters, pod.counters)
         if tally is None:
             return None
-        pending = pod.counters.pending > 0
+        if tally.executions:
+            measured.append(tally)
+        # One by one: its siblings' answers would hide it.
+        hangs = pod.counters.pending > 0 and not tally.requests
         if pod.version == canary:
             candidate = add(candidate, tally)
-            if pending and not tally.requests:
-                # One by one: its siblings' answers would hide it.
-                hung.append(pod.pod)
+            hung += [pod.pod] if hangs else []
         else:
-            stable, stable_pending = add(stable, tally), stable_pending or pending
-    return Batch(before.until, after.until, stable, candidate, tuple(sorted(hung)), stable_pending and not stable.requests)
+            stable = add(stable, tally)
+            stable_hung += [pod.pod] if hangs else []
+    largest = max((_largest(tally) for tally in measured), default=None)
+    return Batch(before.until, after.until, stable, candidate, tuple(sorted(hung)), tuple(sorted(stable_hung)), largest)
 
 
 def _grown(before: Counters, after: Counters) -> Tally | None:
     grown = {f.name: getattr(after, f.name) - getattr(before, f.name) for f in fields(Counters) if f.name != "pending"}
     if min(grown.values()) < 0:
         return None
+    requests, failures, executions = grown["succeeded"] + grown["failed"], grown["failed"], grown["executions"]
     return Tally(
-        requests=grown["succeeded"] + grown["failed"],
-        failures=grown["failed"],
+        requests=requests,
+        failures=failures,
+        rejections=grown["rejected"],
         cancellations=grown["cancelled"],
+        executions=executions,
+        failed_executions=_failed_executions(requests, failures, executions),
         request_microseconds=grown["request_microseconds"],
         queue_microseconds=grown["queue_microseconds"],
     )
+
+
+def _failed_executions(requests: int, failures: int, executions: int) -> int:
+    """How many executions failed, at least, of those that held these requests.
+
+    An execution that did not fail held one of the requests that succeeded, so no more than these can be sound. Where each
+    request was executed alone, that is exact. Executions that a dead backend never began are not counted: then one failed, at
+    least.
+    """
+    return min(failures, max(1, executions - (requests - failures))) if failures else 0
+
+
+def _largest(tally: Tally) -> int:
+    """The most requests that one execution can have held: each of the others held one at least."""
+    return max(1, tally.requests - tally.executions + 1)
 
 
 def counter_batch(before: Totals, after: Totals) -> Batch | None:
@@ -211,7 +244,10 @@ def add(one: Tally, other: Tally) -> Tally:
     return Tally(
         requests=one.requests + other.requests,
         failures=one.failures + other.failures,
+        rejections=one.rejections + other.rejections,
         cancellations=one.cancellations + other.cancellations,
+        executions=one.executions + other.executions,
+        failed_executions=one.failed_executions + other.failed_executions,
         request_microseconds=one.request_microseconds + other.request_microseconds,
         queue_microseconds=one.queue_microseconds + other.queue_microseconds,
     )

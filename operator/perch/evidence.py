@@ -25,8 +25,13 @@ class Batch:
     canary: Tally
     hung: tuple[str, ...] = ()
     """The canary's pods that hang: `PodScrape.pod`."""
-    stable_hangs: bool = False
-    """Some of stable's pods hang, and none completed anything."""
+    stable_hung: tuple[str, ...] = ()
+    """Stable's pods that hang."""
+    largest: int | None = None
+    """The most requests that one execution can have held; None where executions are not counted."""
+    life: str = ""
+    number: int = 0
+    """Which look of which start of the operator this is. Wall clocks jump; these order batches."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,10 @@ class Gathered:
     readings: Mapping[str, Reading] = field(default_factory=dict)
     trouble: str | None = None
     """Why no counts come: which pod or address, and what it said."""
+    seen: bool = False
+    """Whether a look succeeded since the process began to gather for this epoch."""
+    silent: timedelta = timedelta()
+    """How long none has succeeded, or since it should have begun to; by a clock that never jumps."""
 
 
 @dataclass(frozen=True)

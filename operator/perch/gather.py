@@ -7,12 +7,14 @@ here, and nothing is lost by a restart but the batches that no pass has taken in
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import uuid
 import zlib
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
 import aiohttp
@@ -46,11 +48,6 @@ LARGE = 16 * 1024
 Answer = TypeVar("Answer")
 
 
-def utc_now() -> datetime:
-    """To the microsecond: a look that took too long is told by it."""
-    return datetime.now(UTC)
-
-
 def whole_seconds(moment: datetime) -> datetime:
     """As status has times: what it has taken in already is known by them."""
     return moment.replace(microsecond=0)
@@ -74,6 +71,10 @@ class Watch:
     batches: deque[Batch] = field(default_factory=lambda: deque(maxlen=KEPT))
     readings: dict[str, Reading] = field(default_factory=dict)
     trouble: str | None = None
+    seen_at: float | None = None
+    """When a look last succeeded, by the event loop's clock, which never jumps."""
+    expected_at: float | None = None
+    """When the first look was due."""
     task: asyncio.Task[None] | None = None
 
 
@@ -84,7 +85,7 @@ class Gatherer:
         self,
         cache: Cache,
         changed: Callable[[Key], None],
-        clock: Callable[[], datetime] = utc_now,
+        clock: Callable[[], datetime],
         *,
         interval: float = INTERVAL_SECONDS,
         port: int = METRICS,
@@ -95,6 +96,8 @@ class Gatherer:
         self._interval = interval
         self._port = port
         self._watches: dict[Key, Watch] = {}
+        self._life = uuid.uuid4().hex
+        self._numbers = itertools.count(1)
         self._start: Callable[[Key, Watch], None] | None = None
         self._pods_turn = asyncio.Semaphore(AT_ONCE)
         self._prometheus_turn = asyncio.Semaphore(AT_ONCE)
@@ -116,6 +119,7 @@ class Gatherer:
         watch = self._watches[key] = Watch(aim, former.since if former and same_canary else whole_seconds(now), counts_from)
         if former is not None and former.aim.epoch == aim.epoch:
             watch.batches, watch.counts_from = former.batches, max(counts_from, former.counts_from)
+            watch.seen_at, watch.expected_at = former.seen_at, former.expected_at
         elif same_canary:
             # With the same weight another stable, or another share of copies, makes an epoch that began only now.
             watch.counts_from = max(counts_from, now + aim.behind)
@@ -126,7 +130,10 @@ class Gatherer:
         watch = self._watches.get(key)
         if watch is None:
             return None
-        return Gathered(watch.aim.epoch, watch.since, tuple(watch.batches), dict(watch.readings), watch.trouble)
+        began = watch.seen_at if watch.seen_at is not None else watch.expected_at
+        silent = timedelta(seconds=asyncio.get_running_loop().time() - began) if began is not None else timedelta()
+        batches, readings = tuple(watch.batches), dict(watch.readings)
+        return Gathered(watch.aim.epoch, watch.since, batches, readings, watch.trouble, watch.seen_at is not None, silent)
 
     async def run(self) -> None:
         """Work until cancelled. Aims that came before wait for it."""
@@ -158,6 +165,8 @@ class Gatherer:
         else:
             source, turn = PodSource(session, self._cache, key, aim, self._clock, self._port), self._pods_turn
         await self._until(watch.counts_from)
+        now = asyncio.get_running_loop().time
+        watch.expected_at = watch.expected_at or now()
         while True:
             batch, trouble = None, None
             try:
@@ -170,8 +179,9 @@ class Gatherer:
             news = batch is not None or trouble != watch.trouble
             watch.trouble = trouble
             if batch is not None:
-                since, until = whole_seconds(batch.since), whole_seconds(batch.until)
-                watch.batches.append(replace(batch, since=since, until=until))
+                since, until, watch.seen_at = whole_seconds(batch.since), whole_seconds(batch.until), now()
+                counted = replace(batch, since=since, until=until, life=self._life, number=next(self._numbers))
+                watch.batches.append(counted)
             if news:
                 self._changed(key)
             await asyncio.sleep(self._pause(key))

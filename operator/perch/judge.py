@@ -3,10 +3,13 @@
 Stands between `gather`, which brings batches of counts, and `plan`, which acts on the verdict. All it knows stands in
 status.evidence, so a restart forgets nothing. docs/judging.md tells the statistics to an engineer; in short:
 
-A test is a purse of money that bets against "this canary is no worse than tolerated". Each batch multiplies the stakes by
-likelihood ratios whose mean is at most 1 if the canary is no worse, whatever the errors that hit both versions. Then the purse
+A test is wealth that is staked against "this canary is no worse than tolerated". Each batch multiplies the stakes by
+likelihood ratios whose mean is at most 1 if the canary is no worse, whatever the errors that hit both versions. Then the wealth
 passes 1/α with probability at most α, however often one looks (Ville's inequality). Bets on many sizes of harm, made at
 many moments, are mixed (Robbins), so neither the size nor the beginning of the trouble needs to be known.
+
+What depends on how busy a pod is (rejections, cancellations, times) is in no test: stable and the canary do not carry the same
+load for each pod. It is judged by guard-rails, which have no part in α.
 """
 
 from __future__ import annotations
@@ -27,15 +30,27 @@ POINTS = 32
 MOST_ODDS = 1000.0
 """Bets are on odds of failing up to so many times those of stable, or of the maximum."""
 NOTHING = -60.0
-"""Natural logarithm of a stake too small to matter: JSON has no -inf. Adds less than 1e-15 to a purse in a billion batches."""
-LATENCY_REQUESTS = 100
-"""Answers on either side before mean times are compared."""
+"""Natural logarithm of a stake too small to matter: JSON has no -inf. Adds less than 1e-15 to the wealth in a billion batches."""
+LATENCY_REQUESTS = (30, 100)
+"""Answers of the canary and of stable for one comparison of mean times. Stable's sample must not be the small one: see below."""
+LATENCY_ALPHA = 0.01
+"""How rarely the guard-rail on times cries wolf, where the canary is the slower one by the ratio at most every second time."""
+LATENCY_BATCHES = 1.25
+"""Times are not compared where the canary's executions hold more requests than stable's by this factor: they take longer by
+it."""
+LOST_REQUESTS = 100
+"""Requests to the canary before what waited in vain is compared."""
+LOST_SHARE = 0.2
+LOST_RATIO = 4.0
+"""A canary that loses so large a share of its requests to waiting, and so many times stable's share, is aborted. Far from what
+load does: each of its pods has at most the load that each of stable's had before the rollout."""
 VIOLATIONS = 2
 """Readings out of bounds in a row that abort."""
 STALE = timedelta(seconds=60)
 """Counts older than this say nothing about the canary of now: none passes by them."""
 UNWATCHED = timedelta(seconds=10)
-"""Between two batches, more than some lost looks: nobody knows what was completed then."""
+"""Between two batches, more than some lost looks: nobody knows what was completed then. No batch counts for longer, either: its
+times are a wall clock's, which jumps."""
 HUNG_PODS = 8
 """So many of the canary's pods that hang are remembered, those that have hung longest: one of them is enough for an alarm."""
 LARGEST = 2**31 - 1
@@ -58,7 +73,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class _Terms:
-    """An analysis with its defaults, as numbers. α is split: one half for errors, a quarter each for the two others."""
+    """An analysis with its defaults, as numbers. α is split: one half for errors, one for the bound."""
 
     alpha: float
     tolerated: float
@@ -85,18 +100,22 @@ def begin_step(evidence: Evidence, analysis: Analysis) -> Evidence:
 
 
 def take_in(evidence: Evidence, batch: Batch, analysis: Analysis, *, share: float, together: int = 1) -> Evidence:
-    """Add a batch. One that is no later than what is in already changes nothing.
+    """Add a batch. One that is in already changes nothing, nor does one in which nothing happened.
 
     share: the part of all counted requests that the canary is meant to get, weight / 100; 1: stable gets none by design;
-    0: nothing is assigned at random, so nothing is compared. together: the most requests that can fail as one, the model's
-    maxBatchSize where Triton batches dynamically (an error fails the whole batch), else 1.
+    0: nothing is assigned at random, so nothing is compared. together: the most requests that can fail as one where executions
+    are not counted, the model's maxBatchSize where it batches, else 1.
     """
-    if evidence.last_at is not None and batch.until <= datetime.fromisoformat(evidence.last_at):
+    if batch.life == evidence.life and batch.number <= evidence.number:
+        return evidence
+    if batch.stable == batch.canary == Tally() and not batch.hung and not evidence.hung:
         return evidence
     terms = _Terms.of(analysis)
     stable, canary = add(evidence.step_stable, batch.stable), add(evidence.step_canary, batch.canary)
     update: dict[str, object] = {
         "last_at": _stamp(batch.until),
+        "life": batch.life,
+        "number": batch.number,
         "stable": add(evidence.stable, batch.stable),
         "canary": add(evidence.canary, batch.canary),
         "step_stable": stable,
@@ -104,16 +123,28 @@ def take_in(evidence: Evidence, batch: Batch, analysis: Analysis, *, share: floa
         "needed": terms.needed,
         "hung": _hung(evidence, batch),
     }
+    most = _most_together(batch, together)
     if 0 < share < 1:
-        for name, count, whole in (("errors", _failures, _requests), ("cancellations", _cancellations, _sent)):
-            part = _share(share, whole(canary), whole(stable))
-            bad, other = count(batch.canary), count(batch.stable)
-            if bad + other and part < 1:
-                update[name] = _play(getattr(evidence, name), _odds_bets(part, bad, other, terms.tolerated, together))
+        part = _share(share, canary, stable)
+        # Of an execution that failed with a whole batch one failure counts for the canary, and each of stable's counts in full.
+        bad = max(batch.canary.failed_executions, math.ceil(batch.canary.failures / most))
+        if bad + batch.stable.failures and part < 1:
+            update["errors"] = _play(evidence.errors, _odds_bets(part, bad, batch.stable.failures, terms.tolerated))
+        update |= _compare_times(evidence, batch, analysis)
     elif share >= 1 and batch.canary.requests:
-        bets = _rate_bets(batch.canary.failures, batch.canary.requests, terms.max_error_rate, together)
+        bets = _rate_bets(batch.canary.failures, batch.canary.requests, terms.max_error_rate, most)
         update["bound"] = _play(evidence.bound, bets)
     return evidence.model_copy(update=update)
+
+
+def _most_together(batch: Batch, together: int) -> int:
+    """The most requests that can have failed as one in this batch.
+
+    What was measured counts, also against what the version's configuration says: a batch may come of a line that nobody reads.
+    """
+    if batch.largest is None:
+        return max(1, together)
+    return min(batch.largest, together) if together > 1 else batch.largest
 
 
 def take_in_reading(evidence: Evidence, reading: Reading, query: MetricQuery) -> Evidence:
@@ -130,20 +161,24 @@ def take_in_reading(evidence: Evidence, reading: Reading, query: MetricQuery) ->
     return evidence.model_copy(update={"metrics": others})
 
 
-def judge(evidence: Evidence, analysis: Analysis, now: datetime) -> Finding:
-    """What the evidence says of the canary now. An alarm comes before everything else."""
+def judge(evidence: Evidence, analysis: Analysis, now: datetime, silent: timedelta = timedelta()) -> Finding:
+    """What the evidence says of the canary now. An alarm comes before everything else.
+
+    silent: how long no look at the counters has succeeded.
+    """
     terms = _Terms.of(analysis)
     for alarm in (
         _stall_alarm(evidence, terms),
         _error_alarm(evidence, terms),
         _bound_alarm(evidence, terms),
-        _cancellation_alarm(evidence, terms),
+        _lost_alarm(evidence, "RejectionsHigher", "rejected by its queue", _rejections),
+        _lost_alarm(evidence, "CancellationsHigher", "cancelled by clients while they waited", _cancellations),
         _latency_alarm(evidence, analysis),
         _metric_alarm(evidence, analysis),
     ):
         if alarm is not None:
             return Finding(Kind.ABORT, *alarm)
-    lack = _lack(evidence, analysis, terms, now)
+    lack = _lack(evidence, analysis, terms, now, silent)
     if lack is not None:
         return Finding(Kind.INCONCLUSIVE, *lack)
     return Finding(Kind.PASS, "Passed", f"no alarm: {_compare(evidence, _failures, 'failed', _requests)}")
@@ -152,35 +187,31 @@ def judge(evidence: Evidence, analysis: Analysis, now: datetime) -> Finding:
 # --- bets ----------------------------------------------------------------------------------------------------------------
 
 
-def _play(purse: Sequence[float], bets: Sequence[float]) -> list[float]:
-    """The purse after one batch: natural logarithms of the money on each point, and last of what is not staked yet.
+def _play(wealth: Sequence[float], bets: Sequence[float]) -> list[float]:
+    """Wealth after one batch: natural logarithms of the stake on each point, and last of what is not staked yet.
 
-    Before batch t, a part of 1/(t (t+1)) of the first money is taken from the reserve and spread over the points. So a canary
-    that turns bad after a good month is bet against with money that the good month has not lost, at a price that grows with
-    log t only. Money only changes hands: the purse stays fair.
+    Before batch t, a part of 1/(t (t+1)) of the initial wealth is taken from the reserve and spread over the points. So a canary
+    that turns bad after a good month is bet against with wealth that the good month has not lost, at a price that grows with
+    log t only. Wealth is moved, never made: the bet stays fair.
     """
-    points, reserve = (purse[:-1], purse[-1]) if len(purse) == POINTS + 1 else ([NOTHING] * POINTS, 0.0)
+    points, reserve = (wealth[:-1], wealth[-1]) if len(wealth) == POINTS + 1 else ([NOTHING] * POINTS, 0.0)
     kept = reserve - math.log1p(math.exp(reserve))
     stake = reserve + kept - math.log(POINTS)
     played = [max(NOTHING, _log_sum((point, stake)) + bet) for point, bet in zip(points, bets, strict=True)]
     return [round(money, 6) for money in (*played, kept)]
 
 
-def _odds_bets(share: float, canary: int, stable: int, tolerated: float, together: int) -> list[float]:
-    """Log likelihood ratios of bad outcomes' versions: odds of the grid against the odds that are tolerated.
+def _odds_bets(share: float, canary: int, stable: int, tolerated: float) -> list[float]:
+    """Log likelihood ratios of failures' versions: odds of the grid against the odds that are tolerated.
 
-    If a bad outcome is `odds` times as likely at the canary, it is the canary's with probability odds·share / (odds·share + 1 -
+    If a failure is `odds` times as likely at the canary, it is the canary's with probability odds·share / (odds·share + 1 -
     share). The ratio is taken against the tolerated odds, and not against equal ones, so what is tolerated really is.
-
-    Outcomes that may come together count less: the root of a ratio has a mean of at most 1, too (Jensen), and none of the
-    groups is larger than `together` or than all there are.
     """
     bad = canary + stable
-    power = 1 / max(1, min(together, bad))
     bets = []
     for odds in _grid(tolerated):
         none = math.log((tolerated * share + 1 - share) / (odds * share + 1 - share))
-        bets.append(power * (canary * math.log(odds / tolerated) + bad * none))
+        bets.append(canary * math.log(odds / tolerated) + bad * none)
     return bets
 
 
@@ -197,18 +228,52 @@ def _grid(lowest: float) -> list[float]:
     return [lowest * (MOST_ODDS / lowest) ** (k / POINTS) for k in range(1, POINTS + 1)]
 
 
-def _share(meant: float, canary: int, stable: int) -> float:
-    """The canary's share to judge by: what it was meant to get or what it got in this step, whichever is more.
+def _share(meant: float, canary: Tally, stable: Tally) -> float:
+    """The canary's share to judge by: what it was meant to get, what it got of the step's requests, or what it had of the step's
+    executions, whichever is most.
 
-    The meant share makes every failure count in full, however few requests a batch has; the one seen protects a canary that
-    gets more than its weight says. The larger share is the milder one. 1 where stable answered nothing: nothing can be compared.
+    The meant share makes every failure count in full, however few requests a batch has. That of requests protects a canary that
+    gets more than its weight says. That of executions protects one whose batches are smaller than stable's, since an error may
+    come once an execution as well as once a request. The larger share is the milder one. 1 where stable answered nothing:
+    nothing can be compared.
     """
-    return max(meant, canary / (canary + stable)) if stable else 1.0
+    if not stable.requests:
+        return 1.0
+    requests = canary.requests / (canary.requests + stable.requests)
+    counted = canary.executions and stable.executions
+    executions = canary.executions / (canary.executions + stable.executions) if counted else 0.0
+    return max(meant, requests, executions)
 
 
-def _money(purse: Sequence[float]) -> float:
-    """Natural logarithm of all money in a purse."""
-    return _log_sum(purse) if purse else 0.0
+def _compare_times(evidence: Evidence, batch: Batch, analysis: Analysis) -> dict[str, object]:
+    """Adds to the samples of times, and compares their means once both are large enough: one bet on who is the slower one.
+
+    Of two versions alike, the one with the smaller sample seems faster more often than not, since long times are rare ones; and
+    no one is the slower by the whole ratio more often than every second time. So a few slow requests decide nothing, and a
+    canary that is always slower is found within a dozen comparisons.
+    """
+    if analysis.max_latency_ratio is None:
+        return {}
+    stable, canary = add(evidence.slow_stable, batch.stable), add(evidence.slow_canary, batch.canary)
+    ours, theirs = (_mean_time(t, least) for t, least in zip((canary, stable), LATENCY_REQUESTS, strict=True))
+    if ours is None or not theirs:
+        return {"slow_stable": stable, "slow_canary": canary}
+    begun_anew: dict[str, object] = {"slow_stable": Tally(), "slow_canary": Tally()}
+    if _batch_size(canary) > LATENCY_BATCHES * _batch_size(stable):
+        return begun_anew
+    slower = ours > float(analysis.max_latency_ratio) * theirs
+    chances = [0.5 + 0.5 * k / (POINTS + 1) for k in range(1, POINTS + 1)]
+    bets = [math.log(2 * (chance if slower else 1 - chance)) for chance in chances]
+    return begun_anew | {"latency": _play(evidence.latency, bets)}
+
+
+def _batch_size(tally: Tally) -> float:
+    return tally.requests / tally.executions if tally.executions else 1.0
+
+
+def _total(wealth: Sequence[float]) -> float:
+    """Natural logarithm of all of it; the initial wealth is 1."""
+    return _log_sum(wealth) if wealth else 0.0
 
 
 def _log_sum(logs: Sequence[float]) -> float:
@@ -222,67 +287,71 @@ Said = tuple[str, str]
 
 
 def _hung(evidence: Evidence, batch: Batch) -> list[HungPod]:
-    """Since when which of the canary's pods hang, the longest first. Time in which stable hangs too does not count."""
+    """For how long which of the canary's pods hang, the longest first. Time in which as many of stable's hang does not count."""
     lost = evidence.last_at is not None and batch.since > datetime.fromisoformat(evidence.last_at) + UNWATCHED
-    known = {} if lost else {one.pod: datetime.fromisoformat(one.since) for one in evidence.hung}
-    excused = batch.until - batch.since if batch.stable_hangs else timedelta()
-    found = sorted((known.get(pod, batch.since) + excused, pod) for pod in batch.hung)
-    return [HungPod(pod=pod, since=_stamp(since)) for since, pod in found[:HUNG_PODS]]
+    known = {} if lost else {one.pod: one for one in evidence.hung}
+    lasted = (
+        0 if len(batch.stable_hung) >= len(batch.hung) else min(max(batch.until - batch.since, timedelta()), UNWATCHED).seconds
+    )
+    found = [known.get(pod, HungPod(pod=pod, since=_stamp(batch.since))) for pod in batch.hung]
+    found = [one.model_copy(update={"seconds": one.seconds + lasted}) for one in found]
+    return sorted(found, key=lambda one: (-one.seconds, one.pod))[:HUNG_PODS]
 
 
 def _stall_alarm(evidence: Evidence, terms: _Terms) -> Said | None:
-    if not evidence.hung or evidence.last_at is None:
+    if not evidence.hung or evidence.hung[0].seconds < terms.stall_after.total_seconds():
         return None
     longest = evidence.hung[0]
-    lasted = datetime.fromisoformat(evidence.last_at) - datetime.fromisoformat(longest.since)
-    if lasted < terms.stall_after:
-        return None
     name = longest.pod.partition("/")[0]
-    return "Stalled", f"the canary's pod {name} has requests pending and has completed none for {lasted.total_seconds():.0f} s"
+    return "Stalled", f"the canary's pod {name} has requests pending and has completed none for {longest.seconds} s"
 
 
 def _error_alarm(evidence: Evidence, terms: _Terms) -> Said | None:
-    said = _decided(evidence.errors, terms.alpha / 2)
-    if said is None:
+    if not _decided(evidence.errors, terms.alpha / 2):
         return None
-    return "ErrorRateHigher", (
-        f"{_compare(evidence, _failures, 'failed', _requests)}: that its odds of failing are more than {terms.tolerated:g} times "
-        f"stable's is {said}"
-    )
+    said = _compare(evidence, _failures, "failed", _requests)
+    tolerated = f"no worse than tolerated (up to {terms.tolerated:g} times stable's odds of failing)"
+    chance = _chance(evidence.errors)
+    return "ErrorRateHigher", f"{said}. If it were {tolerated}, as much evidence against it would come up {chance}"
 
 
 def _bound_alarm(evidence: Evidence, terms: _Terms) -> Said | None:
-    said = _decided(evidence.bound, terms.alpha / 4)
-    if said is None:
+    if not _decided(evidence.bound, terms.alpha / 2):
         return None
     step = evidence.step_canary
     return "ErrorRateAboveMaximum", (
-        f"with all the traffic, the canary failed {_of(step.failures, step.requests)}: that it fails more than maxErrorRate "
-        f"({_percent(terms.max_error_rate)}) is {said}"
+        f"with all the traffic, the canary failed {_of(step.failures, step.requests)}. If it failed no more than maxErrorRate "
+        f"({_percent(terms.max_error_rate)}), as much evidence against it would come up {_chance(evidence.bound)}"
     )
 
 
-def _cancellation_alarm(evidence: Evidence, terms: _Terms) -> Said | None:
-    said = _decided(evidence.cancellations, terms.alpha / 4)
-    if said is None:
+def _lost_alarm(evidence: Evidence, reason: str, verb: str, count: Count) -> Said | None:
+    """A guard-rail, not a test: what waits depends on how busy a pod is."""
+    canary, stable = evidence.step_canary, evidence.step_stable
+    ours = count(canary) / _sent(canary) if _sent(canary) >= LOST_REQUESTS else 0.0
+    theirs = count(stable) / _sent(stable) if _sent(stable) else 0.0
+    if ours <= max(LOST_SHARE, LOST_RATIO * theirs):
         return None
-    return "CancellationsHigher", (
-        f"{_compare(evidence, _cancellations, 'had cancelled by clients', _sent)}: that the odds are more than "
-        f"{terms.tolerated:g} times stable's is {said}"
+    return reason, (
+        f"{_compare(evidence, count, f'had {verb}', _sent)}: more than {_percent(LOST_SHARE)}, and {LOST_RATIO:g} times "
+        "stable's share or more. Its pods are too slow or too few for their share of the traffic"
     )
 
 
 def _latency_alarm(evidence: Evidence, analysis: Analysis) -> Said | None:
     """A guard-rail, not a test: it has no part in α."""
+    if analysis.max_latency_ratio is None or not _decided(evidence.latency, LATENCY_ALPHA):
+        return None
+    said = ""
     canary, stable = _mean_time(evidence.step_canary), _mean_time(evidence.step_stable)
-    if analysis.max_latency_ratio is None or canary is None or not stable:
-        return None
-    ratio = canary / stable
-    if ratio <= float(analysis.max_latency_ratio):
-        return None
+    if canary is not None and stable:
+        said = (
+            f"in this step the canary took {canary / 1000:.3g} ms for a request, without the time in the queue, and stable "
+            f"{stable / 1000:.3g} ms. "
+        )
     return "LatencyHigher", (
-        f"the canary took {canary / 1000:.3g} ms for a request, without the time in the queue, and stable "
-        f"{stable / 1000:.3g} ms: {ratio:.3g} times as long, and maxLatencyRatio is {analysis.max_latency_ratio}"
+        f"{said}In comparison after comparison it took more than "
+        f"{analysis.max_latency_ratio} times as long as stable (maxLatencyRatio)"
     )
 
 
@@ -298,14 +367,12 @@ def _metric_alarm(evidence: Evidence, analysis: Analysis) -> Said | None:
     return None
 
 
-def _lack(evidence: Evidence, analysis: Analysis, terms: _Terms, now: datetime) -> Said | None:
+def _lack(evidence: Evidence, analysis: Analysis, terms: _Terms, now: datetime, silent: timedelta) -> Said | None:
     """What is missing for a pass."""
     if evidence.trouble is not None:
         return "NoEvidence", f"no evidence: {evidence.trouble}"
-    if evidence.last_at is None:
-        return "NoEvidence", "no counts have come yet"
-    if now - datetime.fromisoformat(evidence.last_at) > STALE:
-        return "NoEvidence", f"no counts have come since {evidence.last_at}"
+    if silent > STALE:
+        return "NoEvidence", f"no counts have come for {silent.total_seconds():.0f} s"
     known = {m.name: m for m in evidence.metrics}
     for query in _queries(analysis):
         metric = known.get(query.name)
@@ -331,13 +398,14 @@ def _lack(evidence: Evidence, analysis: Analysis, terms: _Terms, now: datetime) 
 Count = Callable[[Tally], int]
 
 
-def _decided(purse: Sequence[float], alpha: float) -> str | None:
-    """How sure it is, where that is enough."""
-    money = _money(purse)
-    if money <= -math.log(alpha):
-        return None
-    odds = f"{math.exp(money):,.0f}" if money < math.log(1e6) else "more than 1,000,000"
-    return f"{odds} to 1, and {1 / alpha:,.0f} to 1 decides"
+def _decided(wealth: Sequence[float], alpha: float) -> bool:
+    return _total(wealth) > -math.log(alpha)
+
+
+def _chance(wealth: Sequence[float]) -> str:
+    """How rarely so much would be won by chance, in words."""
+    odds = math.exp(min(_total(wealth), math.log(1e6)))
+    return f"once in {odds:,.0f} rollouts" if odds < 1e6 else "less than once in 1,000,000 rollouts"
 
 
 def _compare(evidence: Evidence, count: Count, verb: str, whole: Count) -> str:
@@ -367,14 +435,18 @@ def _cancellations(tally: Tally) -> int:
     return tally.cancellations
 
 
+def _rejections(tally: Tally) -> int:
+    return tally.rejections
+
+
 def _sent(tally: Tally) -> int:
-    return tally.requests + tally.cancellations
+    return tally.requests + tally.rejections + tally.cancellations
 
 
-def _mean_time(tally: Tally) -> float | None:
-    """Mean time of an answer, µs; Triton measures those that succeed. None where there are too few of them."""
+def _mean_time(tally: Tally, least: int = 1) -> float | None:
+    """Mean time of an answer, µs; Triton measures those that succeed. None where there are fewer than `least`."""
     answers = tally.requests - tally.failures
-    return (tally.request_microseconds - tally.queue_microseconds) / answers if answers >= LATENCY_REQUESTS else None
+    return (tally.request_microseconds - tally.queue_microseconds) / answers if answers >= least else None
 
 
 def _queries(analysis: Analysis) -> Sequence[MetricQuery]:

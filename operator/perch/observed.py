@@ -156,6 +156,8 @@ class Observed:
     namespace_terminating: bool = False
     unreadable: tuple[Fault, ...] = ()
     """Children that could not be read: the others are there all the same."""
+    watching_since: datetime | None = None
+    """Since when the children have been watched without a break; None where that is not known to have been interrupted."""
     gathered: Gathered | None = None
     """Evidence about the canary, if any is being gathered."""
 

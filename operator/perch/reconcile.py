@@ -14,7 +14,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import aiohttp
@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from perch import metrics
 from perch.api import Phase, Spec, Status
 from perch.cache import Cache, Key, older
+from perch.clock import SteadyClock
 from perch.execute import NamespaceTerminatingError, Outcome, execute, post_events, write_status
 from perch.gather import Gatherer
 from perch.kube import MODEL_DEPLOYMENT, ApiError, Kube
@@ -40,10 +41,6 @@ RETRY_SECONDS = (1, 2, 5, 10, 30)
 REFUSED_RETRY_SECONDS = (2, 5, 15, 30)
 STALE_RETRY_SECONDS = (0.2, 0.5, 1, 2, 5)
 DELAYS = {"error": RETRY_SECONDS, "refused": REFUSED_RETRY_SECONDS, "stale": STALE_RETRY_SECONDS}
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 class Queue:
@@ -112,18 +109,18 @@ class Reconciler:
     """Holds the ModelDeployments that the watch brought, and runs passes over them."""
 
     def __init__(
-        self, kube: Kube, installation: Installation, namespaces: tuple[str, ...], clock: Callable[[], datetime] = utc_now
+        self, kube: Kube, installation: Installation, namespaces: tuple[str, ...], clock: Callable[[], datetime] | None = None
     ) -> None:
         self._kube = kube
         self._installation = installation
-        self._clock = clock
+        self._clock = clock or SteadyClock()
         self._objects: dict[Key, dict[str, Any]] = {}
         self._errors: Counter[Key] = Counter()
         self.leading = False
         """Set once the Lease is held."""
         self.queue = Queue()
-        self.cache = Cache(kube, namespaces, self.queue.add)
-        self.gatherer = Gatherer(self.cache, self.queue.add)
+        self.cache = Cache(kube, namespaces, self.queue.add, self._clock)
+        self.gatherer = Gatherer(self.cache, self.queue.add, self._clock)
 
     def see(self, obj: Mapping[str, Any], deleted: bool) -> None:
         """Take in an event of the ModelDeployment watch."""
@@ -271,6 +268,7 @@ class Reconciler:
         observed = replace(
             observe(self.cache, key, identity.uid),
             gathered=self.gatherer.gathered(key),
+            watching_since=self.cache.watching_since(key[0]),
             namespace_terminating=namespace_terminating,
         )
         return plan(identity, spec, before, observed, self._installation, now)

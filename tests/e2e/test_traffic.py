@@ -89,5 +89,5 @@ def test_a_canary_that_answers_rightly_but_late_is_aborted_where_maxLatencyRatio
     with load(judged.tenant) as running:
         judged.commit(SLOW, steps=[{"weight": 50, "hold": "1h"}, {"weight": 100}], analysis={**ANALYSIS, "maxLatencyRatio": "2"})
         aborted = judged.tenant.wait_reason("digits", "LatencyHigher", timeout=120)
-    assert "and maxLatencyRatio is 2" in aborted["message"]
+    assert "more than 2 times as long as stable (maxLatencyRatio)" in aborted["message"]
     assert failed(running.results()) == []

@@ -304,16 +304,15 @@ def _unseen(trial: _Trial) -> Progress | None:
     if gathered is None or gathered.epoch != _epoch(trial):
         ctx.wakes.append(ctx.now + STALE)
         return None
-    seen = max(gathered.since, aim.not_before + aim.behind, *(parse_time(t) for t in (evidence.last_at,) if t))
-    if ctx.now < seen + STALE:
-        ctx.wakes.append(seen + STALE)
+    if gathered.silent < STALE:
+        ctx.wakes.append(ctx.now + STALE - gathered.silent)
         return None
-    why = evidence.trouble or f"no counts have come since {format_time(seen)}"
+    why = evidence.trouble or f"no counts have come since {format_time(ctx.now - gathered.silent)}"
     said = f"{trial.name} has {evidence.weight} % and is not judged: {why}. It goes on by itself when the evidence comes"
-    due = seen + parse_duration(trial.rollout.progress_deadline)
-    if ctx.now < due:
-        ctx.wakes.append(due)
-    return _waiting(trial, ("Reconciling" if ctx.now < due else "Stalled", "NoEvidence", said))
+    left = parse_duration(trial.rollout.progress_deadline) - gathered.silent
+    if left > timedelta():
+        ctx.wakes.append(ctx.now + left)
+    return _waiting(trial, ("Reconciling" if left > timedelta() else "Stalled", "NoEvidence", said))
 
 
 def _held(trial: _Trial) -> Progress:
@@ -332,7 +331,7 @@ def _held(trial: _Trial) -> Progress:
         return _waiting(trial, ("Reconciling", "Holding", said))
     if not _is_judged(trial):
         return _advance(trial, f"held at {step.weight} %, where it had no requests to be judged by")
-    finding = judge(trial.evidence, trial.analysis, ctx.now)
+    finding = judge(trial.evidence, trial.analysis, ctx.now, trial.gathered.silent if trial.gathered else timedelta())
     if finding.reason not in BLIND and (missing := _not_seen_itself(trial)):
         return _inconclusive(trial, *missing, until)
     if finding.kind is Kind.PASS:
@@ -342,8 +341,8 @@ def _held(trial: _Trial) -> Progress:
 
 def _not_seen_itself(trial: _Trial) -> tuple[str, str] | None:
     """What the running operator has not seen itself (reason and message): what a former one has carries no canary further."""
-    gathered, last = trial.gathered, trial.evidence.last_at
-    if gathered is None or gathered.epoch != _epoch(trial) or last is None or parse_time(last) <= gathered.since:
+    gathered = trial.gathered
+    if gathered is None or gathered.epoch != _epoch(trial) or not gathered.seen:
         return "NoEvidence", "no counts have come since the operator began to look"
     unread = next((m.name for m in trial.evidence.metrics if parse_time(m.at) < gathered.since), None)
     return ("NoMetric", f"metric {unread} has not been read since the operator began to look") if unread else None
@@ -467,13 +466,13 @@ def _broken(trial: _Trial) -> tuple[str, str] | None:
     if trouble is not None and fresh and trouble.reason in ("CrashLoop", "OutOfMemory", "GoldenMismatch"):
         return trouble.reason, trouble.message
     if step.unable_since is not None and trouble is not None and trouble.reason == "NotReady":
-        lost = parse_time(step.unable_since) + LOST
+        lost = _watched(ctx, step.unable_since) + LOST
         if ctx.now >= lost:
             return "ReadinessLost", f"it had traffic and lost its readiness for {LOST.seconds} s: {trouble.message}"
         ctx.wakes.append(lost)
     if step.unready_since is None:
         return None
-    due = parse_time(step.unready_since) + parse_duration(trial.rollout.progress_deadline)
+    due = _watched(ctx, step.unready_since) + parse_duration(trial.rollout.progress_deadline)
     if ctx.now < due:
         ctx.wakes.append(due)
         return None
@@ -482,6 +481,16 @@ def _broken(trial: _Trial) -> tuple[str, str] | None:
     if trouble is not None and trouble.reason == "Unschedulable":
         return trouble.reason, said + _way_out(trial, trouble.message)
     return "ProgressDeadlineExceeded", said
+
+
+def _watched(ctx: Context, since: str) -> datetime:
+    """From when a deadline counts: from `since`, but no time in which nobody watched the pods.
+
+    An operator that was away, or could not reach the API server, does not know what they did; nor is the clock of the one that
+    wrote `since` this one's.
+    """
+    watching = ctx.observed.watching_since
+    return max(parse_time(since), watching) if watching else parse_time(since)
 
 
 def _way_out(trial: _Trial, words: str) -> str:
@@ -743,7 +752,7 @@ def _together(trial: _Trial) -> int:
     """The most requests that can fail as one: an error fails the whole batch that Triton has formed."""
     pair = (trial.canary.version, trial.ctx.spec.traffic.stable)
     models = [e.triton for e in trial.ctx.spec.versions if e.version in pair]
-    return max((m.max_batch_size for m in models if m.dynamic_batching is not None), default=1)
+    return max((m.max_batch_size for m in models if m.batches), default=1)
 
 
 def _aim(trial: _Trial) -> Aim | None:

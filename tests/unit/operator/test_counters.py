@@ -61,10 +61,19 @@ nv_cpu_utilization 0.9950248756218906
 """
 """What a Triton 2.51 with the model digits answered, shortened; the counts of failures are changed to tell them apart."""
 
-READ = Counters(succeeded=17, failed=11, cancelled=4, pending=3, request_microseconds=199752, queue_microseconds=55688)
+READ = Counters(
+    succeeded=17,
+    failed=3,
+    cancelled=4,
+    rejected=8,
+    pending=3,
+    request_microseconds=199752,
+    queue_microseconds=55688,
+    executions=17,
+)
 
 
-def test_triton_text_is_read_with_cancellations_apart_from_failures() -> None:
+def test_triton_text_is_read_with_what_waited_in_vain_apart_from_failures() -> None:
     assert parse_counters(TEXT, "digits", 1) == READ
 
 
@@ -134,35 +143,40 @@ AFTER = scrape(3, pod("a/1", STABLE, 110, 2, 0, 1), pod("b/1", STABLE, 55, 0, 0,
 def test_a_difference_adds_up_the_pods_of_each_version() -> None:
     batch = difference(BEFORE, AFTER, CANARY)
     assert batch is not None
-    assert batch.stable == Tally(requests=16, failures=1, request_microseconds=15_000, queue_microseconds=1_500)
-    assert batch.canary == Tally(requests=5, failures=2, cancellations=3, request_microseconds=3_000, queue_microseconds=300)
-    assert (batch.hung, batch.stable_hangs) == ((), False), "requests are pending, and others were completed"
+    stable = Tally(requests=16, failures=1, failed_executions=1, request_microseconds=15_000, queue_microseconds=1_500)
+    assert batch.stable == stable
+    assert batch.canary == Tally(
+        requests=5, failures=2, failed_executions=1, cancellations=3, request_microseconds=3_000, queue_microseconds=300
+    )
+    assert (batch.hung, batch.stable_hung) == ((), ()), "requests are pending, and others were completed"
     assert (batch.since, batch.until) == (BEFORE.until, AFTER.until)
 
 
 @pytest.mark.parametrize(
-    ("pods", "hung", "stable_hangs"),
+    ("pods", "hung", "stable_hung"),
     [
         pytest.param(
             [pod("a/1", STABLE, 9), pod("c/1", CANARY, 5), pod("d/1", CANARY, 1, 0, 0, 2), pod("e/1", CANARY, 9)],
             ("d/1",),
-            False,
+            (),
             id="one of three, whatever its siblings answer",
         ),
-        pytest.param([pod("c/1", CANARY, 1, 1, 0, 2)], (), False, id="not one that fails"),
-        pytest.param([pod("c/1", CANARY, 1, 0, 1, 2)], ("c/1",), False, id="one whose clients give up"),
-        pytest.param([pod("c/1", CANARY, 1)], (), False, id="not one without a request"),
-        pytest.param([pod("a/1", STABLE, 1, 0, 0, 1), pod("b/1", STABLE, 1)], (), True, id="stable, which is idle otherwise"),
-        pytest.param([pod("a/1", STABLE, 1, 0, 0, 1), pod("b/1", STABLE, 2)], (), False, id="not stable, if a pod answers"),
+        pytest.param([pod("c/1", CANARY, 1, 1, 0, 2)], (), (), id="not one that fails"),
+        pytest.param([pod("c/1", CANARY, 1, 0, 1, 2)], ("c/1",), (), id="one whose clients give up"),
+        pytest.param([pod("c/1", CANARY, 1)], (), (), id="not one without a request"),
+        pytest.param([pod("a/1", STABLE, 1, 0, 0, 1), pod("b/1", STABLE, 1)], (), ("a/1",), id="stable's"),
+        pytest.param(
+            [pod("a/1", STABLE, 1, 0, 0, 1), pod("b/1", STABLE, 2)], (), ("a/1",), id="stable's, though another answers"
+        ),
     ],
 )
 def test_a_pod_hangs_that_has_requests_pending_and_completed_none(
-    pods: list[PodScrape], hung: tuple[str, ...], stable_hangs: bool
+    pods: list[PodScrape], hung: tuple[str, ...], stable_hung: tuple[str, ...]
 ) -> None:
     before = scrape(0, *(pod(p.pod, p.version, 1) for p in pods))
     batch = difference(before, scrape(3, *pods), CANARY)
     assert batch is not None
-    assert (batch.hung, batch.stable_hangs) == (hung, stable_hangs)
+    assert (batch.hung, batch.stable_hung) == (hung, stable_hung)
 
 
 def test_the_order_in_which_pods_were_read_does_not_matter_to_the_sums() -> None:
@@ -274,3 +288,29 @@ def test_an_ensembles_failures_are_those_of_its_models_once_and_a_bad_picture_is
     ]
     found = parse_counters("\n".join(lines) + "\n", "m", 1)
     assert found == Counters(6, 1, 2, 4, 700, 50)
+
+
+# --- executions --------------------------------------------------------------------------------------------------------------
+
+
+@given(
+    batches=st.lists(st.tuples(st.integers(1, 32), st.booleans()), max_size=40),
+    apart=st.integers(0, 40),
+)
+def test_executions_that_failed_are_never_counted_too_high_and_the_largest_never_too_low(
+    batches: list[tuple[int, bool]], apart: int
+) -> None:
+    """Whatever batches Triton formed, each failing as a whole or not, beside requests that were executed alone."""
+    executed = [*batches, *[(1, False)] * apart]
+    requests, failures = sum(n for n, _ in executed), sum(n for n, failed in executed if failed)
+    grown = Counters(requests - failures, failures, 0, 0, 0, 0, 0, len(executed))
+    before, after = (Scrape(NOON, NOON, (PodScrape("c/1", CANARY, c),)) for c in (Counters(0, 0, 0, 0, 0, 0), grown))
+    batch = difference(before, after, CANARY)
+    assert batch is not None
+    assert batch.canary.failed_executions <= sum(failed for _, failed in executed)
+    assert bool(batch.canary.failed_executions) == bool(failures)
+    if executed:
+        assert batch.largest is not None
+        assert batch.largest >= max(n for n, _ in executed)
+    if all(n == 1 for n, _ in executed):
+        assert batch.canary.failed_executions == failures, "requests that were executed alone are told exactly"

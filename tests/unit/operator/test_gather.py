@@ -175,7 +175,7 @@ def aim(epoch: str = "5", **more: Any) -> Aim:
 async def setting() -> AsyncIterator[Setting]:
     async with serving(STABLE, CANARY, OTHER_STABLE, PROMETHEUS) as server:
         woken: Counter[Key] = Counter()
-        cache = Cache(cast(Any, None), (), lambda key: None)
+        cache = Cache(cast(Any, None), (), lambda key: None, lambda: START)
         clock = Clock()
         gatherer = Gatherer(cache, lambda key: woken.update([key]), clock, interval=INTERVAL, port=server.port)
         server.texts = {STABLE: triton_text(1), CANARY: triton_text(2), OTHER_STABLE: triton_text(1)}
@@ -806,7 +806,7 @@ async def test_a_server_without_tls_is_not_asked_with_it(setting: Setting) -> No
 async def test_aims_wait_for_the_gatherer_and_go_with_it() -> None:
     async with serving(STABLE, CANARY) as server:
         server.texts = {STABLE: triton_text(1), CANARY: triton_text(2)}
-        cache = Cache(cast(Any, None), (), lambda key: None)
+        cache = Cache(cast(Any, None), (), lambda key: None, lambda: START)
         cache.absorb(pod(STABLE, 1))
         cache.absorb(pod(CANARY, 2))
         gatherer = Gatherer(cache, lambda key: None, lambda: START, interval=INTERVAL, port=server.port)
@@ -824,7 +824,7 @@ async def test_aims_wait_for_the_gatherer_and_go_with_it() -> None:
 
 
 async def test_each_key_has_its_own_phase_of_the_interval() -> None:
-    gatherer = Gatherer(Cache(cast(Any, None), (), print), print, lambda: START)
+    gatherer = Gatherer(Cache(cast(Any, None), (), print, lambda: START), print, lambda: START)
     now = asyncio.get_running_loop().time()
     turns = sorted((now + gatherer._pause(("vision", f"model-{n}"))) % 3.0 for n in range(50))
     assert all(1.0 <= gatherer._pause(("vision", f"model-{n}")) <= 4.0 for n in range(50))

@@ -9,7 +9,7 @@ leaves out pods that come and go, and skew: bench.judge has these.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -76,7 +76,8 @@ class Cluster:
         scrape = Scrape(now, now, tuple(pods))
         batch = difference(self.before, scrape, aim.canary) if self.before is not None else None
         self.before = scrape
-        self.batches += [batch] if batch is not None else []
+        self.world.looks += 1
+        self.batches += [replace(batch, life="life", number=self.world.looks)] if batch is not None else []
         self.world.gathered = Gathered(aim.epoch, self.world.gathering_since, tuple(self.batches))
 
     def play(self) -> World:

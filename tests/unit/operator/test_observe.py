@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from perch.reconcile import Queue
 from perch_exporter.contract import ErrorReport, Outcome, Reason, Step, Summary
 from tests.unit.operator.world import INSTALLATION, spec
 
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 IDENTITY = Identity("vision", "digits", "uid-1", 1, "1")
 PARENT = {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "gateway", "namespace": "gateways"}
 
@@ -624,7 +626,7 @@ def test_the_trouble_of_many_pods_is_told_the_same_whatever_their_order() -> Non
 
 
 def test_every_kind_of_child_is_seen_and_those_of_a_former_owner_are_not() -> None:
-    cache = Cache(None, (), lambda _: None)  # type: ignore[arg-type]
+    cache = Cache(None, (), lambda _: None, lambda: NOON)  # type: ignore[arg-type]
     for uid, name in (("uid-1", "digits-v1"), ("uid-0", "digits-v7")):
         labels = {"serving.perch.dev/model-deployment": "digits", "serving.perch.dev/version": "1"}
         meta = {"name": name, "namespace": "vision", "labels": labels, "ownerReferences": [{"uid": uid, "controller": True}]}
@@ -705,7 +707,7 @@ def body(kind: str, name: str = "digits") -> dict[str, Any]:
 async def test_one_refusal_keeps_no_other_write_from_being_made_and_is_told() -> None:
     server = Server()
     server.refuse["Job"] = ApiError(500, "InternalError", "failed calling webhook")
-    cache = Cache(server, (), lambda _: None)  # type: ignore[arg-type]
+    cache = Cache(server, (), lambda _: None, lambda: NOON)  # type: ignore[arg-type]
     outcome = await execute(server, cache, IDENTITY, [Apply(body("Job")), Apply(body("HTTPRoute"))])  # type: ignore[arg-type]
     assert server.calls == ["apply Job", "apply HTTPRoute"]
     assert outcome.refused == ["apply Job digits: failed calling webhook"]
@@ -715,7 +717,7 @@ async def test_one_refusal_keeps_no_other_write_from_being_made_and_is_told() ->
 async def test_a_conflict_is_no_refusal_but_a_reason_to_look_again() -> None:
     server = Server()
     server.refuse["HTTPRoute"] = ApiError(409, "Conflict", "the object has been modified")
-    cache = Cache(server, (), lambda _: None)  # type: ignore[arg-type]
+    cache = Cache(server, (), lambda _: None, lambda: NOON)  # type: ignore[arg-type]
     outcome = await execute(server, cache, IDENTITY, [Apply(body("HTTPRoute"), "1")])  # type: ignore[arg-type]
     assert outcome.stale
     assert outcome.refused == []
@@ -724,7 +726,7 @@ async def test_a_conflict_is_no_refusal_but_a_reason_to_look_again() -> None:
 async def test_somebody_elses_object_is_not_taken_over() -> None:
     server = Server()
     server.foreign.add("digits-v1")
-    cache = Cache(server, (), lambda _: None)  # type: ignore[arg-type]
+    cache = Cache(server, (), lambda _: None, lambda: NOON)  # type: ignore[arg-type]
     outcome = await execute(server, cache, IDENTITY, [Apply(body("Service", "digits-v1"))])  # type: ignore[arg-type]
     assert server.calls == []
     assert "is not Perch's" in outcome.refused[0]
@@ -732,7 +734,7 @@ async def test_somebody_elses_object_is_not_taken_over() -> None:
 
 async def test_a_delete_names_the_very_object_that_was_seen() -> None:
     server = Server()
-    cache = Cache(server, (), lambda _: None)  # type: ignore[arg-type]
+    cache = Cache(server, (), lambda _: None, lambda: NOON)  # type: ignore[arg-type]
     labels = {"serving.perch.dev/model-deployment": "digits"}
     cache.absorb(
         {

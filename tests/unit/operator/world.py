@@ -82,6 +82,9 @@ class World:
     """What any export's summary says of the gates, passed or failed."""
     gathered: Gathered | None = None
     gathering_since: datetime = START
+    life: str = "life"
+    looks: int = 0
+    watching_since: datetime | None = None
 
     @property
     def identity(self) -> Identity:
@@ -104,8 +107,19 @@ class World:
             namespace_terminating=self.namespace_terminating,
             autoscalers=dict(self.autoscalers),
             policies=dict(self.policies),
-            gathered=self.gathered,
+            gathered=self._gathered(),
+            watching_since=self.watching_since,
         )
+
+    def _gathered(self) -> Gathered | None:
+        """What was gathered, and how long ago the last of it."""
+        found = self.gathered
+        if found is None:
+            return None
+        aim = self.plans[-1].aim
+        due = [aim.not_before + aim.behind] if aim is not None else []
+        last = found.batches[-1].until if found.batches else max([found.since, *due])
+        return replace(found, seen=bool(found.batches), silent=max(self.now - last, timedelta()))
 
     def think(self) -> Plan:
         return plan(self.identity, self.spec, self.status, self.observe(), INSTALLATION, self.now)
@@ -130,12 +144,13 @@ class World:
         if aim is None:
             self.gathered = None
             return
+        self.looks += 1
         batch = Batch(
             since,
             self.now,
             Tally(requests=stable[0], failures=stable[1]) if aim.stable is not None else Tally(),
-            Tally(requests=canary[0], failures=canary[1]),
-            **more,
+            Tally(requests=canary[0], failures=canary[1], failed_executions=canary[1]),
+            **{"life": self.life, "number": self.looks} | more,
         )
         former = self.gathered.batches if self.gathered and self.gathered.epoch == aim.epoch else ()
         self.gathered = Gathered(aim.epoch, self.gathering_since, (*former, batch))
@@ -143,6 +158,7 @@ class World:
     def restart(self) -> None:
         """The operator dies and starts again: what it had gathered and not written down is lost."""
         self.gathered, self.gathering_since = None, self.now
+        self.life, self.looks, self.watching_since = f"life {self.now}", 0, self.now
 
     def settle(self, passes: int = 240) -> None:
         """Let everything go well, time and traffic included, until a pass changes nothing and waits for nothing.
