@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 from typing import Any
@@ -93,52 +93,57 @@ def streaming(stage: Stage) -> Iterator[list[Stream]]:
 
 
 def streams_during_promotion(stage: Stage) -> str:
+    """Version 1 has all streams until version 2 is promoted; then new ones go to version 2, and the old ones end with their
+    pods."""
     stage.serve(1, canary=2)
-    return _streams_while(stage, 1, "the promotion", lambda: stage.serve(2))
-
-
-def streams_during_abort(stage: Stage) -> str:
-    """Of a canary that is slow: it answers its streams until its pods are told to go."""
-
-    trial: dict[str, Any] = {"inspectFor": "10s", "retryAt": rfc3339_now()}
-
-    def abort() -> None:
-        stage.apply(1, canary=SLOW, **trial, analysis={"maxLatencyRatio": "1.5"})
-        stage.wait(stage.condition, lambda c: c.get("reason") == "LatencyHigher", "it is aborted", every=0.1)
-
-    stage.serve(1, canary=SLOW, **trial)
-    return _streams_while(stage, SLOW, "the abort", abort)
-
-
-def _streams_while(stage: Stage, going: int, what: str, change: Callable[[], None]) -> str:
-    """Both versions share the traffic; `change` sends one of them away."""
-    with streaming(stage) as streams:
-        stage.wait(lambda: [s.answers[:1] for s in streams], all, "every stream is answered", 30)
-        old = [stream for stream in streams if stream.answers[0][1] == str(going)]
-        new = [stream for stream in streams if stream not in old]
-        expect(bool(old) and bool(new), f"streams to both versions: {len(old)} and {len(new)}")
-        change()
-        changed = time.monotonic()
-        gone = (lambda: stage.tenant.get("deployment", f"{NAME}-v{going}")), (lambda found: found is None)
-        stage.wait(*gone, f"version {going} goes", every=0.1)
-        removed = time.monotonic()
-        expect(not any(s.refusals or s.end for s in streams), "until then no stream is refused anything, and none ends")
-        stage.wait_gone(going)
-        time.sleep(SILENCE)
+    with streaming(stage) as old:
+        expect_all(stage, old, 1, "while a canary shares the traffic")
+        stage.serve(2)
+        promoted = time.monotonic()
+        with streaming(stage) as new:
+            expect_all(stage, new, 2, "after the promotion")
+            gone = (lambda: stage.tenant.get("deployment", f"{NAME}-v1")), (lambda found: found is None)
+            stage.wait(*gone, "version 1 goes", every=0.1)
+            removed = time.monotonic()
+            expect(not any(s.refusals or s.end for s in (*old, *new)), "until then no stream is refused anything, and none ends")
+            stage.wait_gone(1)
+            time.sleep(SILENCE)
     lost = [f"{len(s.refusals)} refused, end {s.end}, {s.open} open" for s in new if s.refusals or s.end or s.open]
     expect(not lost, f"streams to the version that stays have all their answers: {lost}")
-    expect(all(v == str(going) for s in old for _, v in s.answers), "a stream stays with the version that it began with")
+    expect(all(v == "1" for s in old for _, v in s.answers), "a stream stays with the version that it began with")
     expect(all(s.end for s in old), "every stream to the version that went is told its end")
     last = max(s.answers[-1][0] for s in old) - removed
     ends = [s.end[0] - removed for s in old if s.end]
     refusals = Counter(text for s in old for _, text in s.refusals)
     return (
-        f"{len(old)} streams to the version that went, {len(new)} to the other, {sum(s.sent for s in streams)} requests on them. "
-        f"The former were answered for {removed - changed:.0f} s after {what}, until its pods were told to go, and "
+        f"{len(old)} streams to version 1, {len(new)} to version 2, {sum(s.sent for s in (*old, *new))} requests on them. "
+        f"The former were answered for {removed - promoted:.0f} s after the promotion, until their pods were told to go, and "
         f"{last:.0f} s more; then {quoted(refusals)}; their end came after {min(ends):.0f} to {max(ends):.0f} s: "
         f"{quoted(Counter(s.end[1] for s in old if s.end))}, with {sum(s.open for s in old)} requests under way. "
         f"The others had an answer to each request"
     )
+
+
+def streams_during_abort(stage: Stage) -> str:
+    """Of a canary that is slow: it never had a stream, and those of stable's do not notice."""
+    trial: dict[str, Any] = {"inspectFor": "10s", "retryAt": rfc3339_now()}
+    stage.serve(1, canary=SLOW, **trial)
+    with streaming(stage) as streams:
+        expect_all(stage, streams, 1, "while a canary shares the traffic")
+        stage.apply(1, canary=SLOW, **trial, analysis={"maxLatencyRatio": "1.5"})
+        stage.wait(stage.condition, lambda c: c.get("reason") == "LatencyHigher", "it is aborted", every=0.1)
+        stage.wait_gone(SLOW)
+        time.sleep(SILENCE)
+        lost = [f"{len(s.refusals)} refused, end {s.end}" for s in streams if s.refusals or s.end]
+        expect(not lost, f"every request on every stream is answered: {lost}")
+        expect(all(v == "1" for s in streams for _, v in s.answers), "all by version 1")
+    return f"{len(streams)} streams, all to stable, {sum(s.sent for s in streams)} requests on them: each had an answer"
+
+
+def expect_all(stage: Stage, streams: list[Stream], version: int, when: str) -> None:
+    stage.wait(lambda: [s.answers[:1] for s in streams], all, "every stream is answered", 30)
+    found = Counter(s.answers[0][1] for s in streams)
+    expect(set(found) == {str(version)}, f"{when} every new stream goes to version {version}: {dict(found)}")
 
 
 def quoted(texts: Counter[str]) -> str:

@@ -22,7 +22,7 @@ from faults import Kind, Pixels, mark
 from faults.client import TOLD, Client
 from faults.counters import Counts, Page, fetch, read_envoy, read_triton, samples
 from faults.publish import publish
-from perch.builders.route import GRPC_METHODS, GRPC_SERVICE, rest_paths
+from perch.builders.route import GRPC_METHODS, GRPC_SERVICE, STREAM, rest_paths
 from perch.builders.serving import GRPC, HTTP, METRICS
 
 MODELS = Path(__file__).with_name("models")
@@ -241,7 +241,7 @@ class Stage:
 
 def _rules(weights: dict[str, int], header: str | None = None, filters: bool = False) -> list[dict[str, Any]]:
     """gRPC's rule and REST's, as Perch makes them."""
-    grpc = [f"{GRPC_SERVICE}/{method}" for method in GRPC_METHODS[:2]]
+    grpc = [f"{GRPC_SERVICE}/{GRPC_METHODS[0]}", STREAM]
     rest = [rest_paths(model)[0] for model in (MODEL, *OWN_MODELS)]
     match = {"headers": [{"name": HEADER, "value": header}]} if header else {}
 

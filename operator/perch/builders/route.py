@@ -16,9 +16,9 @@ from perch.names import child_labels, serving_name, version_of
 from perch.observed import Identity, RouteFacts, matches
 
 GRPC_SERVICE = "/inference.GRPCInferenceService"
+STREAM = f"{GRPC_SERVICE}/ModelStreamInfer"
 GRPC_METHODS = (
     "ModelInfer",
-    "ModelStreamInfer",
     "ModelReady",
     "ModelMetadata",
     "ModelConfig",
@@ -55,11 +55,15 @@ def build_route(
     model: str,
     weights: Mapping[int, int],
     *,
+    streams: int,
     headers: tuple[int, Sequence[HeaderMatch]] | None = None,
     mirror: tuple[int, int] | None = None,
     rehearsal: bool = False,
 ) -> dict[str, Any]:
     """`weights`: percent by version, summing to 100; versions with 0 stay as backends until they are drained.
+
+    `streams`: the version that new streams go to. They are not shared: a stream stays on its pod, so of a thousand requests in
+    one stream one thing was drawn by lot, and a sender of bad ones would look like a bad version.
 
     `headers`: a version, and the headers whose requests all go to it. `mirror`: a version, and the percent of the other requests
     that are copied to it. The Services of both must be there: gateways answer 500 to all requests of a rule that names another.
@@ -71,14 +75,17 @@ def build_route(
     def backend(version: int, port: int) -> dict[str, Any]:
         return {"group": "", "kind": "Service", "name": serving_name(identity.name, version), "port": port}
 
-    def weighted(paths: Iterable[str], port: int) -> dict[str, Any]:
-        rule = {
+    def shared(paths: Iterable[str], port: int, shares: Mapping[int, int]) -> dict[str, Any]:
+        return {
             "matches": [{"path": path} for path in _exact(paths)],
-            "backendRefs": [{**backend(version, port), "weight": weight} for version, weight in sorted(weights.items())],
+            "backendRefs": [{**backend(version, port), "weight": weight} for version, weight in sorted(shares.items())],
             # A stream lives as long as its client wants: no limit of the gateway's own.
             "timeouts": {"request": "0s"},
             **changed(port),
         }
+
+    def weighted(paths: Iterable[str], port: int) -> dict[str, Any]:
+        rule = shared(paths, port, weights)
         return rule if mirror is None or rehearsal else mirrored(rule, port, *mirror)
 
     def changed(port: int) -> dict[str, Any]:
@@ -98,10 +105,11 @@ def build_route(
             **changed(port),
         }
 
-    rules = [weighted(grpc, GRPC), weighted(rest, HTTP)]
+    one_has_all = {version: 100 if version == streams else 0 for version in weights}
+    rules = [weighted(grpc, GRPC), weighted(rest, HTTP), shared([STREAM], GRPC, one_has_all)]
     if headers is not None:
         # Of two rules with the same exact path, gateways take the one with more headers, whichever comes first.
-        rules += [by_header(grpc, GRPC, *headers), by_header(rest, HTTP, *headers)]
+        rules += [by_header([*grpc, STREAM], GRPC, *headers), by_header(rest, HTTP, *headers)]
     if mirror is not None and rehearsal:
         nobody = [HeaderMatch(name=REHEARSAL_HEADER, value=identity.uid)]
         rules += [mirrored(by_header(p[:1], port, mirror[0], nobody), port, *mirror) for p, port in ((grpc, GRPC), (rest, HTTP))]
@@ -125,7 +133,7 @@ def build_route(
 
 
 def build_weights_only(
-    identity: Identity, model: str, weights: Mapping[int, int], found: Mapping[str, Any], *, keep: bool
+    identity: Identity, model: str, weights: Mapping[int, int], found: Mapping[str, Any], *, streams: int, keep: bool
 ) -> dict[str, Any]:
     """The route as it stands in the cluster (`found`, its spec) with other weights: nothing of it is new but numbers, so the API
     server takes it whatever it refuses of the present spec. An abort and a revert go this way then.
@@ -133,16 +141,21 @@ def build_weights_only(
     `keep`: what stands there of header rules and mirrors stays; else it goes, for it leads to a canary on trial.
     """
     no_wish = Routing.model_construct(parent_refs=[], hostnames=[])
-    body = build_route(identity, no_wish, model, weights)
-    backends = {rule["backendRefs"][0]["port"]: rule["backendRefs"] for rule in body["spec"]["rules"]}
-
-    def weighed(rule: Mapping[str, Any]) -> Mapping[str, Any]:
-        port = next((ref.get("port") for ref in rule.get("backendRefs", [])), None)
-        return rule if _headers(rule) or port not in backends else {**rule, "backendRefs": backends[port]}
-
-    rules = [weighed(rule) for rule in found.get("rules", [])] if keep else body["spec"]["rules"]
+    body = build_route(identity, no_wish, model, weights, streams=streams)
+    rules = body["spec"]["rules"]
+    if keep:
+        fresh = {_paths(rule): rule["backendRefs"] for rule in rules}
+        known = [rule for rule in found.get("rules", []) if not _headers(rule)]
+        # Of a route of a former release the rules are others: then the trial is left out for once.
+        if {_paths(rule) for rule in known} == set(fresh):
+            rules = [{**rule, "backendRefs": fresh.get(_paths(rule), rule.get("backendRefs"))} for rule in known]
+            rules += [rule for rule in found["rules"] if _headers(rule)]
     spec = {"parentRefs": found.get("parentRefs", []), "hostnames": found.get("hostnames", []), "rules": rules}
     return {**body, "spec": spec}
+
+
+def _paths(rule: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(match.get("path", {}).get("value", "") for match in rule.get("matches", []))
 
 
 def _headers(rule: Mapping[str, Any]) -> bool:
@@ -194,9 +207,9 @@ def must_rehearse(route: RouteFacts | None) -> bool:
 def read_weights(spec: Mapping[str, Any], name: str) -> dict[int, int]:
     """Percent by version from a route's spec, the reverse of `build_route`. Backends that are not ours are left out.
 
-    The weights of gRPC and REST are the same, so the first rule that asks for no header tells them.
+    The weights of gRPC and REST are the same, so the first rule tells them that asks for no header and is not that of streams.
     """
-    weighted = [rule for rule in spec.get("rules", []) if not _headers(rule)]
+    weighted = [rule for rule in spec.get("rules", []) if not _headers(rule) and _paths(rule) != (STREAM,)]
     weights: dict[int, int] = {}
     for backend in weighted[0].get("backendRefs", []) if weighted else []:
         version = version_of(name, backend.get("name", ""))

@@ -107,7 +107,10 @@ def plan_route(
     given = {v for v, weight in target.items() if weight > 0}
     weights = _bounded(ctx, {v: target.get(v, 0) for v in sorted(given | (set(ctx.observed.servings) - leaving))})
     model = ctx.spec.model_name or ctx.identity.name
-    steady = build_weights_only(ctx.identity, model, weights, route.spec, keep=trial is not None) if route else None
+    streams = _streams(ctx, weights)
+    steady = (
+        build_weights_only(ctx.identity, model, weights, route.spec, streams=streams, keep=trial is not None) if route else None
+    )
 
     def build() -> dict[str, Any] | None:
         return build_route(
@@ -115,6 +118,7 @@ def plan_route(
             routing,
             model,
             weights,
+            streams=streams,
             headers=(trial, traffic.match.headers) if trial is not None and traffic.match else None,
             mirror=(trial, traffic.mirror.percent)
             if trial is not None and traffic.mirror and target.get(trial, 0) < 100
@@ -129,6 +133,12 @@ def plan_route(
     fallback = steady if route and steady and steady != body and not is_current(steady["spec"], route.spec) else None
     ctx.actions.append(Apply(body, route.resource_version if route else None, fallback))
     return weights
+
+
+def _streams(ctx: Context, weights: Mapping[int, int]) -> int:
+    """Who gets new streams: who has the traffic that the canary has not, and the canary when it has all."""
+    others = {v: weight for v, weight in weights.items() if weight and v != ctx.spec.traffic.canary}
+    return max(others or weights, key=lambda v: weights[v])
 
 
 def _bounded(ctx: Context, weights: dict[int, int]) -> dict[int, int]:

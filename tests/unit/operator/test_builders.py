@@ -28,7 +28,7 @@ TESTERS = (HeaderMatch(name="x-canary", value="yes"), HeaderMatch(name="X-Team",
 
 
 def route(**more: Any) -> dict[str, Any]:
-    built: dict[str, Any] = build_route(IDENTITY, ROUTING, "digits", {1: 90, 2: 10}, **more)["spec"]
+    built: dict[str, Any] = build_route(IDENTITY, ROUTING, "digits", {1: 90, 2: 10}, **{"streams": 1} | more)["spec"]
     return built
 
 
@@ -39,7 +39,7 @@ def autoscaled(**more: Any) -> Spec:
 def test_a_plain_route_is_what_it_always_was() -> None:
     """Else an upgrade of the operator rewrites every route that serves."""
     content = json.dumps(route(), sort_keys=True)
-    assert hashlib.sha256(content.encode()).hexdigest() == "cacd4fec5d2bebbd75908586e8d6d08ece76c1ffd265f8ce87e86968b42538ad"
+    assert hashlib.sha256(content.encode()).hexdigest() == "0db7d8c3c248e6f2f2015035395395dc268fc7b300cb3092c3391a797c5519fc"
 
 
 @pytest.mark.parametrize(
@@ -59,16 +59,29 @@ def test_weights_are_read_whatever_else_stands_in_the_route(more: dict[str, Any]
 
 
 def test_a_route_with_no_weights_has_none() -> None:
-    by_header = route(headers=(2, TESTERS))["rules"][2:]
+    by_header = route(headers=(2, TESTERS))["rules"][3:]
     assert read_weights({"rules": by_header}, "digits") == {}
     assert read_weights({}, "digits") == {}
 
 
+@pytest.mark.parametrize("streams", [1, 2])
+def test_streams_all_go_to_one_version_and_every_other_request_is_shared(streams: int) -> None:
+    rules = route(streams=streams)["rules"]
+    by_path = {match["path"]["value"]: rule for rule in rules for match in rule["matches"]}
+    stream = by_path.pop("/inference.GRPCInferenceService/ModelStreamInfer")
+    assert {b["name"]: b["weight"] for b in stream["backendRefs"]} == {f"digits-v{v}": 100 * (v == streams) for v in (1, 2)}
+    assert {b["port"] for b in stream["backendRefs"]} == {8001}
+    assert "filters" not in stream
+    for rule in by_path.values():
+        assert [b["weight"] for b in rule["backendRefs"]] == [90, 10]
+    assert read_weights({"rules": rules}, "digits") == {1: 90, 2: 10}
+
+
 def test_requests_with_the_headers_go_to_the_canary_alone_by_each_path_of_both_protocols() -> None:
     rules = route(headers=(2, TESTERS))["rules"]
-    assert rules[:2] == route()["rules"]
+    assert rules[:3] == route()["rules"]
     paths, ports = [], []
-    for rule in rules[2:]:
+    for rule in rules[3:]:
         (backend,) = rule["backendRefs"]
         assert backend["name"] == "digits-v2"
         assert rule.get("filters", []) == ([WITHOUT_TYPE] if backend["port"] == 8000 else [])
@@ -81,7 +94,9 @@ def test_requests_with_the_headers_go_to_the_canary_alone_by_each_path_of_both_p
                 {"name": "X-Team", "value": "v.*", "type": "RegularExpression"},
             ]
     assert ports == [8001, 8000]
-    assert paths == [f"/inference.GRPCInferenceService/{method}" for method in GRPC_METHODS] + list(rest_paths("digits"))
+    assert paths == [f"/inference.GRPCInferenceService/{method}" for method in (*GRPC_METHODS, "ModelStreamInfer")] + list(
+        rest_paths("digits")
+    )
 
 
 def test_copies_are_made_of_the_weighted_requests_of_both_protocols_and_of_no_others() -> None:
@@ -98,9 +113,9 @@ def test_copies_are_made_of_the_weighted_requests_of_both_protocols_and_of_no_ot
             },
         ]
         for port in (8001, 8000)
-    ] + [None, [WITHOUT_TYPE]]
+    ] + [None, None, [WITHOUT_TYPE]]
     plain = [{k: v for k, v in rule.items() if k != "filters"} for rule in route()["rules"]]
-    assert [{k: v for k, v in rule.items() if k != "filters"} for rule in rules[:2]] == plain
+    assert [{k: v for k, v in rule.items() if k != "filters"} for rule in rules[:3]] == plain
 
 
 def test_no_rest_request_says_its_type_to_triton_whose_library_ends_at_a_form_of_4_mib() -> None:
@@ -110,13 +125,13 @@ def test_no_rest_request_says_its_type_to_triton_whose_library_ends_at_a_form_of
         removed = [f["requestHeaderModifier"] for f in rule.get("filters", []) if f["type"] == "RequestHeaderModifier"]
         rest = rule["backendRefs"][0]["port"] == 8000
         assert removed == ([{"remove": ["Content-Type"]}] if rest else [])
-    assert len(rules) == 6
+    assert len(rules) == 7
 
 
 def test_rehearsed_copies_stand_in_rules_that_no_request_meets() -> None:
     rules = route(headers=(2, TESTERS), mirror=(2, 30), rehearsal=True)["rules"]
-    assert rules[:4] == route(headers=(2, TESTERS))["rules"]
-    for rule, used in zip(rules[4:], route(mirror=(2, 30))["rules"], strict=True):
+    assert rules[:5] == route(headers=(2, TESTERS))["rules"]
+    for rule, used in zip(rules[5:], route(mirror=(2, 30))["rules"][:2], strict=True):
         assert rule["filters"] == used["filters"]
         (match,) = rule["matches"]
         assert match == {

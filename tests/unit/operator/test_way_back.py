@@ -327,3 +327,38 @@ def test_a_child_that_cannot_be_read_hides_no_other() -> None:
     assert {v: s.ready for v, s in seen.servings.items()} == {1: 2}
     parts = {fault.part for fault in seen.unreadable}
     assert parts == {"reading Deployment digits-v2", "reading Job digits-v1-0123abcd", "reading HTTPRoute digits"}
+
+
+def streams(world: World) -> str:
+    """Who gets new streams."""
+    assert world.route is not None
+    for rule in world.route.spec["rules"]:
+        if rule["matches"][0]["path"]["value"].endswith("/ModelStreamInfer") and "headers" not in rule["matches"][0]:
+            (found,) = [b["name"] for b in rule["backendRefs"] if b["weight"]]
+            return str(found)
+    raise AssertionError("no rule for streams")
+
+
+def test_streams_stay_with_stable_while_a_canary_shares_traffic_and_move_with_all_of_it() -> None:
+    world = releasing(steps=[*STEPS[:1], {"weight": 100}])
+    until_accepted(world, 50)
+    assert streams(world) == "digits-v1"
+    go_through(world, 700)
+    until_accepted(world, 100)
+    assert streams(world) == "digits-v2"
+    commit(world, canary=None)
+    world.step()
+    assert (world.weights, streams(world)) == ({1: 100}, "digits-v1"), "a revert takes them along"
+
+
+def test_a_route_of_a_former_release_is_rewritten_once_and_keeps_its_weights() -> None:
+    world = in_mid_rollout()
+    route = world.route
+    assert route is not None
+    former = [rule for rule in route.spec["rules"] if not rule["matches"][0]["path"]["value"].endswith("/ModelStreamInfer")]
+    former[0] = {**former[0], "matches": [*former[0]["matches"], {"path": {"type": "Exact", "value": "/i.G/ModelStreamInfer"}}]}
+    world.route = replace(route, spec={**route.spec, "rules": former}, accepted=True)
+    world.step()
+    world.accept()
+    assert (world.weights, streams(world)) == ({1: 50, 2: 50}, "digits-v1")
+    assert not [a for a in world.step().actions if isinstance(a, Apply) and a.body["kind"] == "HTTPRoute"]
