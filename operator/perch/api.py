@@ -1522,8 +1522,9 @@ class Runtime(Model):
     )
     image: Image | None = Field(
         None,
-        description="Triton image of release 25.07 or later, such as nvcr.io/nvidia/tritonserver:25.10-py3; the chart's "
-        "triton.image if omitted. Older releases can be ended by a chunked request (CVE-2025-23310).",
+        description="Triton image, such as nvcr.io/nvidia/tritonserver:25.10-py3; the chart's triton.image if omitted. Where you "
+        "do not trust every client take 26.05 or later: one request of deeply nested JSON ends older releases, and one of many "
+        "chunks those before 25.07.",
     )
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(
         None, description="Kubernetes' default if omitted."

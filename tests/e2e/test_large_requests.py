@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import struct
 import time
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+import yaml
 from PIL import Image
 
 from demo.load import grpc_client
@@ -21,6 +24,7 @@ from devcluster.tenant import Tenant
 
 from .test_pictures import NAMES
 
+ROOT = Path(__file__).resolve().parents[2]
 SOURCE = """
 import torch
 
@@ -69,18 +73,21 @@ def means(tenant: Tenant) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def serving(tenant: Tenant) -> Tenant:
-    runtime = {"sharedMemorySize": "1Gi"}
+RUNTIME = {"sharedMemorySize": "1Gi"}
+
+
+def serve_means(tenant: Tenant) -> None:
+    tenant.apply(deployment(tenant, [means(tenant)], name="means", runtime=RUNTIME, routing=routing(tenant, "means")))
+    tenant.wait_ready("means", "Serving")
+
+
+def serve_pictures(tenant: Tenant) -> None:
     key = f"{tenant.namespace}/v2.pt"
     sha = tenant.upload(key, (CHECKPOINTS / "v2.pt").read_bytes())
     pictures = {"preprocessing": {"decode": "L", "resize": [28, 28]}, "postprocessing": {"topK": 3, "softmax": True}}
     seen = lenet(1, key, sha, triton={"maxBatchSize": 8, "labels": NAMES}, **pictures)
-    tenant.apply(deployment(tenant, [means(tenant)], name="means", runtime=runtime, routing=routing(tenant, "means")))
-    tenant.apply(deployment(tenant, [seen], name="seen", runtime=runtime, routing=routing(tenant, "seen")))
-    tenant.wait_ready("means", "Serving")
+    tenant.apply(deployment(tenant, [seen], name="seen", runtime=RUNTIME, routing=routing(tenant, "seen")))
     tenant.wait_ready("seen", "Serving")
-    return tenant
 
 
 def routing(tenant: Tenant, model: str) -> dict[str, Any]:
@@ -134,9 +141,9 @@ def restarts(tenant: Tenant, model: str) -> int:
     return sum(int(status["restartCount"]) for status in statuses)
 
 
-def test_large_requests_and_answers_are_right_and_end_no_triton(serving: Tenant) -> None:
+def test_large_requests_and_answers_are_right_and_end_no_triton(tenant: Tenant) -> None:
     """triton server#5840, libevhtp#118: a POST of more than 4 MiB that calls itself a form ends the process."""
-    tenant = serving
+    serve_means(tenant)
     gateway = "{}:{}".format(*tenant.cluster.gateway_address())
     host = f"means.{tenant.namespace}.example.com"
     for megabytes in MEGABYTES:
@@ -149,6 +156,9 @@ def test_large_requests_and_answers_are_right_and_end_no_triton(serving: Tenant)
     for way in WAYS:
         found, right = mean(beside, "", way, MEGABYTES[-1])
         assert found == pytest.approx(right, rel=1e-4), way
+    # Not valid, and no reason to end either: a million levels of JSON, each of which takes some of the stack.
+    refused = httpx.post(f"http://{gateway}/v2/models/means/infer", content=b"[" * 10**6, headers={"Host": host}, timeout=SLOW)
+    assert refused.status_code in (400, 500), refused.text
     assert restarts(tenant, "means") == 0
 
     # An answer above gRPC's own limit of 4 MiB, by the client that README shows.
@@ -159,8 +169,30 @@ def test_large_requests_and_answers_are_right_and_end_no_triton(serving: Tenant)
     assert restarts(tenant, "means") == 0
 
 
-def test_a_photo_of_more_than_4_megabytes_is_answered_by_name(serving: Tenant) -> None:
-    tenant = serving
+def test_a_limit_of_the_gateways_own_refuses_larger_bodies_and_no_others(tenant: Tenant) -> None:
+    """The policy stands in docs/exports.md."""
+    serve_means(tenant)
+    address, host = tenant.cluster.gateway_address(), f"means.{tenant.namespace}.example.com"
+    (policy,) = re.findall(r"```yaml\n(\S*[^`]*BackendTrafficPolicy[^`]*)```", (ROOT / "docs" / "exports.md").read_text())
+    wanted = yaml.safe_load(policy)
+    wanted["metadata"]["namespace"] = tenant.namespace
+    wanted["spec"] |= {"targetRefs": [{**wanted["spec"]["targetRefs"][0], "name": "means"}], "requestBuffer": {"limit": "4Mi"}}
+    tenant.apply(wanted)
+    url, small, large = "http://{}:{}/v2/models/means/infer".format(*address), *(as_json(planes(size, 5))[0] for size in (1, 5))
+
+    def status(body: bytes) -> int:
+        return httpx.post(url, content=body, headers={"Host": host}, timeout=SLOW).status_code
+
+    tenant.wait(lambda: status(large), lambda code: code == 413)
+    assert status(small) == 200
+    image = planes(1, 4)
+    tensor = triton.InferInput("image", list(image.shape), "FP32").set_data_from_numpy(image)
+    answer = grpc_client(address, host).infer("means", [tensor], client_timeout=60)
+    assert np.array_equal(answer.as_numpy("scaled_image"), image)
+
+
+def test_a_photo_of_more_than_4_megabytes_is_answered_by_name(tenant: Tenant) -> None:
+    serve_pictures(tenant)
     packed = io.BytesIO()
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (1400, 1400, 3), np.uint8)).save(packed, "PNG")
     photo = packed.getvalue()
@@ -177,9 +209,9 @@ def test_a_photo_of_more_than_4_megabytes_is_answered_by_name(serving: Tenant) -
     assert restarts(tenant, "seen") == 0
 
 
-def test_without_protection_such_a_request_ends_triton_and_the_condition_says_by_which_signal(serving: Tenant) -> None:
+def test_without_protection_such_a_request_ends_triton_and_the_condition_says_by_which_signal(tenant: Tenant) -> None:
     """Else the tests above would say nothing."""
-    tenant = serving
+    serve_means(tenant)
     found = pod(tenant, "means")
     command = next(c["command"] for c in found["spec"]["containers"] if c["name"] == "triton")
     place = [c["name"] for c in found["spec"]["containers"]].index("triton")

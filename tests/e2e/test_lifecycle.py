@@ -21,6 +21,7 @@ from devcluster.release import NAMESPACE, install
 from devcluster.tenant import Tenant
 
 from .test_journey import answers, operators, pod_uids
+from .test_rollout import failed, load
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,6 +61,28 @@ def test_deletion_keeps_or_erases_the_artefacts_as_the_policy_says(tenant: Tenan
     tenant.kubectl("delete", "mdep", "digits", "--timeout=90s")
     assert bool(tenant.keys(prefix)) == (policy == "Retain")
     tenant.wait(lambda: tenant.list("deployments") + tenant.list("jobs") + tenant.list("pods"), lambda left: not left, 90)
+
+
+def test_what_docs_say_in_place_of_deleting_by_hand_loses_no_request(tenant: Tenant) -> None:
+    """docs/releases-and-rollbacks.md. Deleting an object and applying it again lost every request of 12 s."""
+    manifest = deployment(tenant, upload_digits(tenant)[:1], runtime={"replicas": 2})
+    tenant.apply(manifest)
+    tenant.wait_ready("digits", "Serving")
+    first = pod_uids(tenant)
+    with load(tenant) as running:
+        tenant.kubectl("delete", "modeldeployment", "digits", "--cascade=orphan")
+        tenant.apply(manifest)
+        tenant.wait_ready("digits", "Serving")
+        # The new object's pods bear its own uid, so they replace the former ones, one after the other.
+        tenant.wait(lambda: pod_uids(tenant), lambda uids: len(uids) == 2 and not uids & first, 120)
+        tenant.wait_ready("digits", "Serving")
+        again = pod_uids(tenant)
+        tenant.kubectl("rollout", "restart", "deployment", "digits-v1")
+        tenant.wait(lambda: pod_uids(tenant), lambda uids: len(uids) == 2 and not uids & again, 120)
+        tenant.wait_ready("digits", "Serving")
+    assert failed(running.results()) == []
+    (owner,) = (tenant.get("deployment", "digits-v1") or {})["metadata"]["ownerReferences"]
+    assert owner["uid"] == (tenant.get("modeldeployment", "digits") or {})["metadata"]["uid"]
 
 
 def test_deletion_does_not_hang_while_the_operator_is_away_nor_with_the_whole_namespace(tenant: Tenant) -> None:
