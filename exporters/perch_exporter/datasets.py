@@ -4,8 +4,8 @@ Two forms, told apart by what is in the file:
 
 - numpy's npz (numpy.savez, compressed or not): one array for each input, [samples, *shape] in the input's data type, and where
   labels are needed one named `labels`, whole numbers from 0, [samples].
-- Where the version takes pictures (`preprocessing`), a zip or tar of JPEGs and PNGs. Their labels are the folders that they lie
-  in, as torchvision's ImageFolder has it: a name of triton.labels, a class's number, or else the place among the sorted names,
+- Where the version takes pictures (`preprocessing`), a zip or tar of JPEGs and PNGs. Their labels are the first folders below the
+  root, as torchvision's ImageFolder has it: a name of triton.labels, a class's number, or else the place among the sorted names,
   where there are as many folders as classes. Hidden files and macOS' own are passed over.
 
 Both are read in batches from the archive as it lies there: a data set may be larger than memory, and what a compressed one
@@ -314,17 +314,38 @@ def _open_pictures(path: Path, request: ExportRequest, classes: int | None) -> _
     return _Pictures(path, request.preprocessing, request.inputs[0], tuple(entries), labels)
 
 
+_SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing", "eval", "holdout")
+"""Usual names of the parts of a data set: no one's classes."""
+
+
 def _labels_of(names: Sequence[str], known: Sequence[str] | None, classes: int) -> tuple[int, ...]:
-    folders = [PurePosixPath(name).parent.name for name in names]
+    """A picture's class by the folder that it lies in, as torchvision's ImageFolder has it: the first one below the root.
+
+    The root is what all pictures have in common. A folder is a name of `known` (triton.labels), or the class's number, or else
+    it counts by its place among the sorted names. Where number and place are two different things nothing is guessed.
+    """
+    folders = _class_folders(names, set(known or ()))
     different = sorted(set(folders))
+    shown = ", ".join(folder[:40] or "none" for folder in different[:5])
+    if splits := [folder for folder in different if folder.lower() in _SPLITS and folder not in (known or ())]:
+        raise _unreadable(
+            f"its pictures lie below {' and '.join(splits[:4])}, which are parts of a data set, not classes, and pictures that "
+            "the network was trained on say nothing of it: pack the folder of one part alone"
+        )
+    by_place = {folder: place for place, folder in enumerate(different)}
     if known and set(different) <= set(known):
         numbers = {folder: list(known).index(folder) for folder in different}
     elif all(folder.isascii() and folder.isdigit() for folder in different):
         numbers = {folder: int(folder) for folder in different}
+        if len(different) == classes and numbers != by_place:
+            raise _unreadable(
+                f"its folders are numbers ({shown}) whose order as text, by which torchvision's ImageFolder counts classes, is "
+                f"another one than their order as numbers from 0: list the folders' names in triton.labels, in the order of the "
+                f"{classes} outputs, or name the folders with leading zeros from 0 on"
+            )
     elif len(different) == classes:
-        numbers = {folder: place for place, folder in enumerate(different)}
+        numbers = by_place
     else:
-        shown = ", ".join(folder[:40] or "none" for folder in different[:5])
         raise _unreadable(
             f"its pictures lie in {len(different)} folders ({shown}), and there are {classes} classes: name the folders by "
             "triton.labels or by the classes' numbers, or have one for each class"
@@ -332,6 +353,14 @@ def _labels_of(names: Sequence[str], known: Sequence[str] | None, classes: int) 
     if beyond := [folder for folder, number in numbers.items() if number >= classes]:
         raise _unreadable(f"folder {beyond[0][:40]} is beyond the classes 0 to {classes - 1}")
     return tuple(numbers[folder] for folder in folders)
+
+
+def _class_folders(names: Sequence[str], known: set[str]) -> list[str]:
+    """The first folder below the root, for each picture. A folder that is one of the known labels is no root."""
+    parts = [[part for part in PurePosixPath(name).parts[:-1] if part not in ("/", ".")] for name in names]
+    while min(map(len, parts)) > 1 and len({part[0] for part in parts}) == 1 and parts[0][0] not in known:
+        parts = [part[1:] for part in parts]
+    return [part[0] if part else "" for part in parts]
 
 
 # --- both ----------------------------------------------------------------------------------------------------------------

@@ -94,16 +94,23 @@ def opened(archive: Path) -> Iterator[UserCode]:
         try:
             yield UserCode(folder)
         finally:
-            sys.path.remove(str(folder))
-            for module in set(sys.modules) - before:
-                if _within(sys.modules[module], folder):
-                    del sys.modules[module]
+            if str(folder) in sys.path:
+                sys.path.remove(str(folder))
+            # All are found before the first goes: a folder without __init__.py asks its parent package where it lies.
+            for module in [name for name in set(sys.modules) - before if _within(sys.modules[name], folder)]:
+                sys.modules.pop(module, None)
             importlib.invalidate_caches()
 
 
 def _within(module: Any, folder: Path) -> bool:
-    places = [module.__file__] if getattr(module, "__file__", None) else list(getattr(module, "__path__", []))
-    return any(Path(place).is_relative_to(folder) for place in places)
+    """Whether a module lies in the folder. One that asks its parent package, which failed to be imported, cannot tell."""
+    try:
+        places = [module.__file__] if getattr(module, "__file__", None) else list(getattr(module, "__path__", []))
+        return any(Path(place).is_relative_to(folder) for place in places)
+    except KeyError:
+        return True
+    except Exception:  # somebody's odd module; what the step failed of must not be hidden by it
+        return False
 
 
 def _unpack(archive: Path, folder: Path) -> None:

@@ -11,6 +11,7 @@ from itertools import pairwise
 from threading import Thread
 
 from devcluster.tenant import Tenant
+from perch.builders.route import STREAM
 
 _ROUTES = '{.metadata.resourceVersion}{" "}{.metadata.name}{" "}{.spec.rules}{"\\n"}'
 _DEPLOYMENTS = '{.metadata.resourceVersion}{" "}{.metadata.name}{" "}{.status.readyReplicas}{"\\n"}'
@@ -25,6 +26,8 @@ class Watch:
     name: str = "digits"
     changes: list[tuple[int, dict[int, int]]] = field(default_factory=list)
     """Resource version, and percent by version: one entry for each change of the route's weights, or for each rule."""
+    streams: list[tuple[int, dict[int, int]]] = field(default_factory=list)
+    """The same of the rule for streams, which all go to one version."""
     ready: list[tuple[int, str, int]] = field(default_factory=list)
     """Resource version, Deployment, its ready pods. One etcd counts the versions of all resources: they tell what came first."""
 
@@ -67,6 +70,10 @@ class Watch:
             if any("headers" in match for match in rule["matches"]):
                 continue
             weights = {int(b["name"].rsplit("-v", 1)[1]): b["weight"] for b in rule["backendRefs"]}
+            if [match["path"]["value"] for match in rule["matches"]] == [STREAM]:
+                if not self.streams or weights != self.streams[-1][1]:
+                    self.streams.append((revision, weights))
+                continue
             if not self.changes or weights != self.changes[-1][1]:
                 self.changes.append((revision, weights))
 
@@ -76,7 +83,10 @@ class Watch:
         for _, weights in self.changes:
             assert sum(weights.values()) == 100, self.changes
             assert len([w for w in weights.values() if w]) <= 2, self.changes
-        for (_, before), (revision, weights) in pairwise(self.changes):
+        assert self.streams
+        for _, weights in self.streams:
+            assert sorted(weights.values())[-1] == sum(weights.values()) == 100, self.streams
+        for (_, before), (revision, weights) in (*pairwise(self.changes), *pairwise(self.streams)):
             for version, weight in weights.items():
                 if weight > before.get(version, 0):
                     assert self._ready_at(revision, version) > 0, f"{weight} % on version {version}: {self.changes}, {self.ready}"

@@ -94,6 +94,46 @@ def test_folders_may_be_numbers_or_as_many_as_classes(tmp_path: Path) -> None:
     assert labels.tolist() == list(range(10))
 
 
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        pytest.param(
+            ["set/class-0/indoor/a.png", "set/class-0/outdoor/b.png", *(f"set/class-{n}/a.png" for n in range(1, 10))],
+            [0, 0, *range(1, 10)],
+            id="nested, as ImageFolder has them",
+        ),
+        pytest.param([f"a/b/{n}/x.png" for n in range(10)], list(range(10)), id="numbers in the order of their text"),
+        pytest.param(["val/3/x.png", "val/0/y.png"], [3, 0], id="one part of a set, which is its root"),
+        pytest.param(["val/digit 3/x/y/z.png", "val/digit 0/y.png"], [3, 0], id="labels that are known, nested"),
+    ],
+)
+def test_a_pictures_class_is_the_first_folder_below_the_root(names: list[str], labels: list[int], tmp_path: Path) -> None:
+    zipped(tmp_path / "set", {name: picture(7 * place) for place, name in enumerate(names)})
+    ((_, found),) = open_data_set(tmp_path / "set", ASKED, labelled=True).batches(99)
+    assert found.tolist() == labels
+
+
+def test_folders_whose_order_could_mean_two_things_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    for name, numbers in (("twelve", range(12)), ("from one", range(1, 13))):
+        zipped(tmp_path / name, {f"{n}/a.png": picture(n) for n in numbers})
+        twelve = ASKED.outputs[0].model_copy(update={"shape": (12,)})
+        nameless = ASKED.triton.model_copy(update={"labels": None})
+        asked = ASKED.model_copy(update={"outputs": (twelve,), "triton": nameless})
+        with pytest.raises(StepFailed, match=r"list the folders' names in triton\.labels, in the order of the 12 outputs"):
+            open_data_set(tmp_path / name, asked, labelled=True)
+        # The order that the network was trained with, said in words.
+        named = asked.triton.model_copy(update={"labels": tuple(sorted(map(str, numbers)))})
+        told = open_data_set(tmp_path / name, asked.model_copy(update={"triton": named}), labelled=True)
+        ((_, labels),) = told.batches(99)
+        assert sorted(labels.tolist()) == list(range(12))
+
+
+def test_a_set_that_holds_the_pictures_of_training_too_is_refused(tmp_path: Path) -> None:
+    zipped(tmp_path / "set", {"set/train/3/a.png": picture(1), "set/val/3/a.png": picture(2)})
+    with pytest.raises(StepFailed, match=r"lie below train and val, .* pack the folder of one part alone"):
+        open_data_set(tmp_path / "set", ASKED, labelled=True)
+
+
 def test_without_labels_a_flat_folder_will_do(tmp_path: Path) -> None:
     zipped(tmp_path / "set", {"a.png": picture(1), "b.png": picture(2)})
     ((inputs, labels),) = open_data_set(tmp_path / "set", ASKED).batches(9)

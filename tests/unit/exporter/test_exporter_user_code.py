@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -153,10 +155,37 @@ def test_answers_that_are_no_rows_of_samples_are_refused(shape: list[int], answe
     assert caught.value.reason is Reason.EXPORT_FAILED
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+@pytest.mark.parametrize("sound", [True, False], ids=["it is built", "an import in it fails"])
+def test_a_package_with_folders_of_no_init_file_is_cleaned_away_and_hides_no_error(
+    sound: bool, seed: int, tmp_path: Path
+) -> None:
+    """Such a folder asks its parent package where it lies; whether that one went first depended on the order of a hash."""
+    body = "import torch\ndef build(): return torch.nn.Linear(2, 2)\n" if sound else "import requests_that_is_missing\n"
+    with zipfile.ZipFile(tmp_path / "code.zip", "w") as archive:
+        archive.writestr("nets/__init__.py", "" if sound else "from .sub import model\n")
+        archive.writestr("nets/sub/model.py", body)
+    script = (
+        "import sys; from pathlib import Path; from perch_exporter.contract import Architecture;"
+        "from perch_exporter.user_code import opened\n"
+        "source = {'uri': 'file:///x.zip', 'sha256': '0' * 64}\n"
+        "with opened(Path(sys.argv[1])) as code:\n"
+        "    code.build(Architecture(entryPoint='nets.sub.model:build', source=source))\n"
+        "print('built', [name for name in sys.modules if name.startswith('nets')])\n"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
+    command = [sys.executable, "-c", script, str(tmp_path / "code.zip")]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    if sound:
+        assert ended.stdout.strip() == "built []", ended.stderr
+    else:
+        assert "No module named 'requests_that_is_missing' (nets/sub/model.py, line 1)" in ended.stderr
+        assert "KeyError" not in ended.stderr
+
+
 def test_nothing_of_it_stays_importable(tmp_path: Path) -> None:
-    before = list(sys.path)
     converted(asked_for(tmp_path, FILES), tmp_path)
-    assert sys.path == before
+    assert not [place for place in sys.path if "perch-source-" in place]
     assert not [name for name in sys.modules if name.partition(".")[0] == "nets"]
 
 
