@@ -46,32 +46,66 @@ def _refusal(message: str) -> dict[str, Any]:
     return {"x-refusal": message}
 
 
+_DECIMAL = r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]{1,2})?$"
+_SIGNED_DECIMAL = r"^-?[0-9]+(\.[0-9]+)?([eE]-?[0-9]{1,2})?$"
+_DURATION = r"^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$"
 _DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_HOST_LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+_HOST = r"[A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?)*"
+_PORT = r"(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
 _QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 _QUANTITY_REFUSAL = "write a quantity that is not negative, such as 2, 500m, 1.5 or 8Gi"
 _S3_BUCKET = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
 _S3_SEGMENT = r"/[A-Za-z0-9!_.*'()=+@:-]+"
 _NO_DOT_SEGMENTS = _rules(
     (r'!self.matches(r"/\.{1,2}(/|$)")', "the path may not have . or .. as a part: name the object directly"),
+    (
+        r'!self.matches(r"^s3://([^/]*(\.\.|\.-|-\.)|[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+(/|$))")',
+        "S3 has no bucket of this name: the parts between dots begin and end in a letter or digit, and it is no IP address",
+    ),
 )
-_POSITIVE_STD = (
-    r'!self.matches(r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]{1,2})?$") || double(self) > 0.0',
-    'std divides: give a number above 0, such as "0.229"',
-)
-_POSITIVE = (
-    r'!self.matches(r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]{1,2})?$") || double(self) > 0.0',
-    "a tolerance of 0 is met by no export: give a small positive one such as 1e-4",
+_PIXELS = "the pixels that it is for are from 0 to 1: divide a number for pixels from 0 to 255 by 255"
+
+
+def _decimal(condition: str, message: str) -> tuple[str, str]:
+    """A CEL rule about the number in a decimal string; the pattern refuses what is no number."""
+    return rf'!self.matches(r"{_DECIMAL}") || ({condition.replace("self", "double(self)")})', message
+
+
+def _lasts(least: str, most: str, message: str) -> tuple[str, str]:
+    """A CEL rule about the length of a duration; the pattern refuses what is none."""
+    length = f"duration(self) >= duration('{least}') && duration(self) <= duration('{most}')"
+    return rf'self.size() == 0 || !self.matches(r"{_DURATION}") || ({length})', message
+
+
+def _quantity(*rules: tuple[str, str]) -> dict[str, Any]:
+    return {
+        "x-kubernetes-int-or-string": True,
+        "anyOf": [{"type": "integer"}, {"type": "string"}],
+        "maxLength": 32,
+        **_rules((f'type(self) == string ? self.matches(r"{_QUANTITY}") : self >= 0', _QUANTITY_REFUSAL), *rules),
+    }
+
+
+_TOLERANCE = _rules(
+    _decimal("self > 0.0", "a tolerance of 0 is met by no export: give a small positive one such as 1e-4"),
+    _decimal("self <= 1.0", "a tolerance above 1, which is the spread of the outputs, accepts any answer: give one such as 1e-3"),
 )
 
 Quantity = Annotated[
     Annotated[int, Field(ge=0)] | Annotated[str, Field(max_length=32, pattern=_QUANTITY)],
+    WithJsonSchema(_quantity()),
+]
+Size = Annotated[
+    Annotated[int, Field(ge=0)] | Annotated[str, Field(max_length=32, pattern=_QUANTITY)],
     WithJsonSchema(
-        {
-            "x-kubernetes-int-or-string": True,
-            "anyOf": [{"type": "integer"}, {"type": "string"}],
-            "maxLength": 32,
-            **_rules((f'type(self) == string ? self.matches(r"{_QUANTITY}") : self >= 0', _QUANTITY_REFUSAL)),
-        }
+        _quantity(
+            (
+                "!isQuantity(string(self)) || (quantity(string(self)).compareTo(quantity('1Mi')) >= 0 && "
+                "quantity(string(self)).compareTo(quantity('16Ti')) <= 0)",
+                "this is a number of bytes, from 1Mi to 16Ti: write it with its unit, such as 256Mi",
+            )
+        )
     ),
 ]
 Name = Annotated[
@@ -95,7 +129,8 @@ Key = Annotated[
     Field(
         max_length=253,
         pattern=r"^[-._a-zA-Z0-9]+$",
-        json_schema_extra=_refusal("write a key of the object's data: letters, digits, '-', '_' and '.'"),
+        json_schema_extra=_refusal("write a key of the object's data: letters, digits, '-', '_' and '.'")
+        | _rules(("self != '.' && !self.startsWith('..')", "a key may not be . and may not begin with ..: name another key")),
     ),
 ]
 LabelKey = Annotated[
@@ -106,6 +141,10 @@ LabelKey = Annotated[
         json_schema_extra=_refusal("write [domain/]name, such as nvidia.com/gpu or kubernetes.io/hostname"),
     ),
 ]
+_SHORT_DOMAINS = (
+    "self.all(k, k.indexOf('/') <= 253)",
+    "the part of a key before / is a domain of at most 253 characters: shorten it",
+)
 LabelValue = Annotated[
     str,
     Field(
@@ -149,8 +188,10 @@ HttpUri = Annotated[
     str,
     Field(
         max_length=253,
-        pattern=r"^https?://[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[1-9][0-9]{0,4})?$",
-        json_schema_extra=_refusal("write http(s)://<host>[:<port>] with no path, such as http://s3.storage:9000"),
+        pattern=rf"^https?://{_HOST}{_PORT}$",
+        json_schema_extra=_refusal(
+            "write http(s)://<host>[:<port>] with no path and a port from 1 to 65535, such as http://s3.storage:9000"
+        ),
     ),
 ]
 Region = Annotated[
@@ -165,11 +206,10 @@ Decimal = Annotated[
     str,
     Field(
         max_length=24,
-        pattern=r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]{1,2})?$",
+        pattern=_DECIMAL,
         json_schema_extra=_refusal('write a decimal number in quotes, such as "0.001" or "1e-3"'),
     ),
 ]
-_SIGNED_DECIMAL = r"^-?[0-9]+(\.[0-9]+)?([eE]-?[0-9]{1,2})?$"
 SignedDecimal = Annotated[
     str,
     Field(
@@ -183,14 +223,10 @@ Duration = Annotated[
     Field(
         min_length=1,
         max_length=24,
-        pattern=r"^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$",
+        pattern=_DURATION,
         json_schema_extra=_refusal("write a duration in hours, minutes and seconds, such as 30s, 5m or 1h30m"),
     ),
 ]
-_SOME_TIME = (
-    r'!self.matches(r"^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$") || self.matches("[1-9]")',
-    "no time at all is never enough: give at least 1s",
-)
 TensorName = Annotated[
     str,
     Field(
@@ -204,8 +240,8 @@ Image = Annotated[
     str,
     Field(
         max_length=512,
-        pattern=r"^([a-zA-Z0-9]([-.a-zA-Z0-9]*[a-zA-Z0-9])?(:[0-9]{1,5})?/)?"
-        rf"{_REPOSITORY}(/{_REPOSITORY})*(:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(@sha256:[0-9a-f]{{64}})?$",
+        pattern=r"^([a-zA-Z0-9]([-.a-zA-Z0-9]*[a-zA-Z0-9])?"
+        rf"{_PORT}/)?{_REPOSITORY}(/{_REPOSITORY})*(:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(@sha256:[0-9a-f]{{64}})?$",
         json_schema_extra=_refusal(
             "write an image as [registry/]repository[:tag][@sha256:digest], such as nvcr.io/nvidia/tritonserver:25.10-py3"
         ),
@@ -409,7 +445,28 @@ class Architecture(Model):
 Dimension = Annotated[int, Field(ge=-1, le=65536, json_schema_extra={"format": "int32"})]
 
 
+def _bytes(tensor: str) -> str:
+    """A CEL expression: bytes of one sample, as a double, which does not overflow. A dynamic dimension counts as 224."""
+    sizes = (
+        f"({tensor}.shape.size() > {n} ? ({tensor}.shape[{n}] < 0 ? 224.0 : double({tensor}.shape[{n}])) : 1.0)" for n in range(7)
+    )
+    width = f"({tensor}.dataType == 'INT64' ? 8.0 : {tensor}.dataType in ['FP32', 'INT32'] ? 4.0 : 2.0)"
+    return " * ".join((width, *sizes))
+
+
+_MIB = 2**20
+
+
 class Tensor(Model):
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            (
+                f"{_bytes('self')} <= {256.0 * _MIB}",
+                "one sample of this tensor takes more than 256 MiB: give it a smaller shape",
+                ".shape",
+            ),
+        )
+    )
     name: TensorName = Field(description="Name of the tensor, as clients use it.")
     data_type: Literal["FP32", "FP16", "INT64", "INT32", "UINT8", "BOOL"] = Field(description="Data type, as Triton names it.")
     shape: list[Dimension] = Field(
@@ -422,12 +479,13 @@ class Tensor(Model):
     )
 
 
+_SHARE = r"^(0([.][0-9]{1,9})?|1([.]0{1,9})?)$"
 _SHARE_REFUSAL = 'write a share from 0 to 1 in quotes, such as "0.95"'
 Share = Annotated[
     str,
     Field(
         max_length=12,
-        pattern=r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$",
+        pattern=_SHARE,
         json_schema_extra=_refusal(_SHARE_REFUSAL),
     ),
 ]
@@ -488,13 +546,13 @@ class Parity(Model):
     absolute_tolerance: Decimal | None = Field(
         None,
         description='Greatest absolute difference, a decimal string; if omitted "1e-3" for FP32, "5e-2" FP16, "0.25" INT8.',
-        json_schema_extra=_rules(_POSITIVE),
+        json_schema_extra=_TOLERANCE,
     )
     relative_tolerance: Decimal | None = Field(
         None,
         description="Greatest difference relative to the spread of the outputs, a decimal string; if omitted as for "
         "absoluteTolerance.",
-        json_schema_extra=_rules(_POSITIVE),
+        json_schema_extra=_TOLERANCE,
     )
     minimum_top1_agreement: Share | None = Field(
         None,
@@ -523,6 +581,19 @@ class Accuracy(Model):
             (
                 "has(self.minimum) || has(self.maximumDrop) || has(self.maximumDropFromStable)",
                 "no limit is given: give minimum, maximumDrop or maximumDropFromStable",
+            ),
+            (
+                f"!has(self.minimum) || !self.minimum.matches('{_SHARE}') || double(self.minimum) > 0.0",
+                "a minimum of 0 accepts any artefact: give a share above 0; to measure only, add onFailure: Warn",
+                ".minimum",
+            ),
+            *(
+                (
+                    f"!has(self.{drop}) || !self.{drop}.matches('{_SHARE}') || double(self.{drop}) < 1.0",
+                    "a drop of 1 accepts any artefact: give a share below 1; to measure only, add onFailure: Warn",
+                    f".{drop}",
+                )
+                for drop in ("maximumDrop", "maximumDropFromStable")
             ),
         )
     )
@@ -577,6 +648,16 @@ Side = Annotated[int, Field(ge=1, le=4096, json_schema_extra={"format": "int32"}
 _CHANNELS = "(has(self.decode) && self.decode == 'L' ? 1 : 3)"
 
 
+_MEAN = (
+    rf'!self.matches(r"{_SIGNED_DECIMAL}") || (double(self) >= -10.0 && double(self) <= 10.0)',
+    f"give a mean from -10 to 10; {_PIXELS}",
+)
+_STD = (
+    _decimal("self > 0.0", 'std divides: give a number above 0, such as "0.229"'),
+    _decimal("self == 0.0 || self >= 1e-4 && self <= 1e4", f"give a std from 1e-4 to 1e4; {_PIXELS}"),
+)
+
+
 class Preprocessing(Model):
     """From a picture's bytes to the network's tensor, as torchvision's transforms do it in training."""
 
@@ -620,14 +701,14 @@ class Preprocessing(Model):
     interpolation: Literal["Bilinear", "Bicubic"] | None = Field(
         None, description="How resize weighs pixels; Bilinear, as torchvision's Resize, if omitted."
     )
-    mean: list[SignedDecimal] | None = Field(
+    mean: list[Annotated[SignedDecimal, Field(json_schema_extra=_rules(_MEAN))]] | None = Field(
         None,
         min_length=1,
         max_length=3,
         description="As torchvision's Normalize, for pixels from 0 to 1: one for each channel, such as "
         '["0.485", "0.456", "0.406"].',
     )
-    std: list[Annotated[Decimal, Field(json_schema_extra=_rules(_POSITIVE_STD))]] | None = Field(
+    std: list[Annotated[Decimal, Field(json_schema_extra=_rules(*_STD))]] | None = Field(
         None, min_length=1, max_length=3, description='One for each channel, such as ["0.229", "0.224", "0.225"].'
     )
     layout: Literal["CHW", "HWC"] | None = Field(
@@ -695,6 +776,9 @@ BATCHING = re.compile(r"\b(dynamic_batching|sequence_batching)\b")
 """What makes Triton join requests, in config.pbtxt."""
 
 
+_OVERRIDES = r"^(\s|#.*\n)*(dynamic_batching|instance_group|metric_tags|optimization|parameters|response_cache)\s*[:{\[]"
+
+
 class TritonModel(Model):
     """The model's config.pbtxt."""
 
@@ -715,6 +799,23 @@ class TritonModel(Model):
                 "self.dynamicBatching.preferredBatchSizes.all(b, b <= (has(self.maxBatchSize) ? self.maxBatchSize : 8))",
                 "no preferred size may exceed maxBatchSize (8 when omitted): lower the size or raise maxBatchSize",
                 ".dynamicBatching.preferredBatchSizes",
+            ),
+            (
+                "!has(self.configOverrides) || !self.configOverrides.matches('response_cache') || "
+                "(has(self.responseCache) && self.responseCache)",
+                "Triton is started without a cache: set responseCache: true, and remove response_cache from configOverrides",
+                ".configOverrides",
+            ),
+            (
+                "!has(self.configOverrides) || !self.configOverrides.matches('dynamic_batching') || "
+                "!has(self.maxBatchSize) || self.maxBatchSize > 1",
+                "dynamic_batching needs maxBatchSize above 1: raise maxBatchSize, or remove dynamic_batching",
+                ".configOverrides",
+            ),
+            (
+                "!has(self.configOverrides) || !self.configOverrides.matches('KIND_CPU') || !has(self.accelerator)",
+                "accelerator TensorRT runs on a GPU alone: remove KIND_CPU, or remove the accelerator",
+                ".configOverrides",
             ),
         )
     )
@@ -756,6 +857,23 @@ class TritonModel(Model):
                 r'!self.matches(r"^\s*(name|platform|backend|version_policy|max_batch_size|input|output)\s*[:{<]")',
                 "name, backend, input, output and the like are written by Perch from the version's own fields: remove them",
             ),
+            (
+                f'self.matches(r"{_OVERRIDES}")',
+                "write protobuf text of these fields alone: dynamic_batching, instance_group, metric_tags, optimization, "
+                "parameters, response_cache",
+            ),
+            (
+                r'!self.matches(r"(^|[^A-Za-z0-9_])passive([^A-Za-z0-9_]|$)")',
+                "passive instances answer no request: remove passive",
+            ),
+            (
+                r'!self.matches(r"(^|[^A-Za-z0-9_])count\s*:\s*(-|0*([1-9][0-9]{2,}|6[5-9]|[7-9][0-9])|0+([^0-9]|$))")',
+                "a group has 1 to 64 instances: give such a count",
+            ),
+            (
+                "!self.contains('KIND_MODEL')",
+                "KIND_MODEL is not for this backend: write KIND_GPU or KIND_CPU, or use instanceKind",
+            ),
         ),
     )
     accelerator: Literal["TensorRT"] | None = Field(
@@ -770,6 +888,11 @@ class TritonModel(Model):
         return self.dynamic_batching is not None or bool(BATCHING.search(self.config_overrides or ""))
 
 
+_BATCH = "(has(self.triton) && has(self.triton.maxBatchSize) ? double(self.triton.maxBatchSize) : 8.0)"
+_FOR_TENSORRT = (
+    "(has(self.triton) && has(self.triton.accelerator) || "
+    "has(self.conversion) && has(self.conversion.target) && self.conversion.target == 'TensorRT')"
+)
 _NO_DETECTOR = f"!has(self.architecture) || !has(self.architecture.name) || !(self.architecture.name in {list(DETECTORS)})"
 _CROP, _RESIZE = "self.preprocessing.centerCrop", "self.preprocessing.resize"
 _LAST = "has(self.preprocessing.layout) && self.preprocessing.layout == 'HWC'"
@@ -865,6 +988,11 @@ class Version(Model):
                 ".architecture",
             ),
             (
+                f"!{_FOR_TENSORRT} || {_BATCH} <= 1024.0",
+                "TensorRT builds for, and each pod proves, a whole batch: lower triton.maxBatchSize to at most 1024",
+                ".triton.maxBatchSize",
+            ),
+            (
                 "self.inputs.all(input, !self.outputs.exists(output, output.name == input.name))",
                 "give each tensor a name of its own: an input and an output have the same",
                 ".outputs",
@@ -932,6 +1060,12 @@ class Version(Model):
     triton: TritonModel = Field(TritonModel(), description="Batching and instances, for the model's config.pbtxt.")
 
 
+_UNMATCHABLE = [
+    *("host", "connection", "keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization", "te", "trailer"),
+    *("trailers", "transfer-encoding", "upgrade", "http2-settings", "expect", "content-length", "content-type"),
+]
+
+
 class HeaderMatch(Model):
     model_config = ConfigDict(
         json_schema_extra=_rules(
@@ -939,7 +1073,7 @@ class HeaderMatch(Model):
                 # A gateway would drop the rule, and testers would get stable's answers without a word. Whether 'x' matches does
                 # not matter: CEL has to compile the expression to know, and refuses with this message where that fails.
                 "!has(self.type) || self.type != 'RegularExpression' || 'x'.matches(self.value) in [true, false]",
-                "this is no regular expression of RE2: mend it, or use type: Exact",
+                "this is no regular expression of RE2: correct it, or use type: Exact",
                 ".value",
             ),
         )
@@ -948,7 +1082,15 @@ class HeaderMatch(Model):
         max_length=256,
         pattern=r"^[A-Za-z0-9!#$%&'*+\-.^_`|~]+$",
         description="Name of the header, in upper or lower case alike; gRPC metadata is a header too.",
-        json_schema_extra=_refusal("write the name of an HTTP header, such as x-canary"),
+        json_schema_extra=_refusal("write the name of an HTTP header, such as x-canary")
+        | _rules(
+            (
+                f"!(self.lowerAscii() in {_UNMATCHABLE}) && !self.lowerAscii().startsWith('x-envoy-') && "
+                "!self.lowerAscii().startsWith('grpc-')",
+                "Host, headers about the connection, and those of gRPC and of gateways themselves do not tell who asks: match a "
+                "header of your own, such as x-canary (for a host, use routing.hostnames)",
+            ),
+        ),
     )
     value: str = Field(
         max_length=1024,
@@ -1129,8 +1271,10 @@ class PrometheusAnalysis(Model):
     )
     address: str = Field(
         max_length=253,
-        pattern=r"^https?://[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[1-9][0-9]{0,4})?(/[A-Za-z0-9._~-]+)*$",
-        json_schema_extra=_refusal("write http(s)://<host>[:<port>][/<path>], such as http://prometheus.monitoring:9090"),
+        pattern=rf"^https?://{_HOST}{_PORT}(/[A-Za-z0-9._~-]+)*$",
+        json_schema_extra=_refusal(
+            "write http(s)://<host>[:<port>][/<path>] with a port from 1 to 65535, such as http://prometheus.monitoring:9090"
+        ),
         description="URL of the server, such as http://prometheus.monitoring:9090. The operator asks it, without credentials.",
     )
     requests: str | None = Field(
@@ -1152,7 +1296,7 @@ class PrometheusAnalysis(Model):
         None,
         description="The longest interval at which the series of requests and failures are scraped; 60s if omitted. Counting "
         "begins so long after a weight is in place.",
-        json_schema_extra=_rules(_SOME_TIME),
+        json_schema_extra=_rules(_lasts("1s", "1h", "Prometheus scrapes every 1s to 1h: give the interval of these series")),
     )
     metrics: list[MetricQuery] | None = Field(
         None,
@@ -1184,7 +1328,11 @@ class Analysis(Model):
         description='Share of failed requests, a decimal string; "0.01" if omitted. A canary that exceeds it at weight 100 is '
         "aborted; below, only stable is compared with. A step passes with at least 3/maxErrorRate canary requests and no alarm.",
         json_schema_extra=_rules(
-            _number(">= 0.000001", "< 1.0", 'give a share below 1, at least 0.000001 (3,000,000 requests a step), such as "0.01"')
+            _number(
+                ">= 0.000001",
+                "<= 0.2",
+                'give a share from 0.000001 (3,000,000 requests a step) to 0.2 (15 requests a step), such as "0.01"',
+            )
         ),
     )
     max_latency_ratio: Decimal | None = Field(
@@ -1196,7 +1344,9 @@ class Analysis(Model):
     stall_after: Duration | None = Field(
         None,
         description="A canary with a pod that has requests pending and completes none for so long is aborted; 30s if omitted.",
-        json_schema_extra=_rules(_SOME_TIME),
+        json_schema_extra=_rules(
+            _lasts("5s", "1h", "a pod may be busy with one batch for seconds: give 5s to 1h, above the longest request")
+        ),
     )
     on_inconclusive: OnInconclusive | None = Field(
         None,
@@ -1209,6 +1359,18 @@ class Analysis(Model):
 class Rollout(Model):
     """How the canary's share of traffic grows, what it is judged by, and how it comes back."""
 
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            (
+                "!has(self.analysis) || !has(self.analysis.onInconclusive) || self.analysis.onInconclusive != 'Promote' || "
+                "self.steps.all(s, !has(s.hold) || s.hold.size() == 0 || s.hold == 'Indefinite' || "
+                f"!s.hold.matches(r\"{_DURATION}\") || duration(s.hold) >= duration('10s'))",
+                "onInconclusive: Promote with a hold below 10s promotes a canary that nobody judged: hold each step for 10s or "
+                "more, or use onInconclusive: Pause",
+                ".steps",
+            ),
+        )
+    )
     steps: list[Step] = Field(
         min_length=1,
         max_length=16,
@@ -1236,14 +1398,17 @@ class Rollout(Model):
     retry_at: str | None = Field(
         None,
         max_length=35,
-        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})$",
+        pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]+)?"
+        r"(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$",
         json_schema_extra=_refusal('write a time as RFC 3339 has it, in quotes, such as "2026-01-31T12:00:00Z"'),
         description="Any time; changing it lets an aborted canary try again.",
     )
     progress_deadline: Duration = Field(
         "10m",
         description="How long the canary's pods may take to become ready before it is aborted, such as 10m; 10m if omitted.",
-        json_schema_extra=_rules(_SOME_TIME),
+        json_schema_extra=_rules(
+            _lasts("15s", "168h", "a pod pulls images, downloads, loads and proves itself: give 15s to 168h, such as 10m")
+        ),
     )
     scale_down_delay: Duration = Field(
         "5m",
@@ -1329,7 +1494,7 @@ class Toleration(Model):
     value: LabelValue | None = Field(None, description="Taint value.")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(None, description="All effects if omitted.")
     toleration_seconds: int | None = Field(
-        None, json_schema_extra={"format": "int64"}, description="How long a NoExecute taint is tolerated, seconds."
+        None, ge=0, json_schema_extra={"format": "int64"}, description="How long a NoExecute taint is tolerated, seconds."
     )
 
 
@@ -1337,7 +1502,7 @@ _VALUES_FIT = (
     "self.operator in ['In', 'NotIn'] ? (has(self.values) && self.values.size() > 0) : "
     "self.operator in ['Gt', 'Lt'] ? (has(self.values) && self.values.size() == 1) : "
     "(!has(self.values) || self.values.size() == 0)",
-    "In and NotIn need values, Gt and Lt exactly one, Exists and DoesNotExist none: mend values",
+    "In and NotIn need values, Gt and Lt exactly one, Exists and DoesNotExist none: write such values",
     ".values",
 )
 
@@ -1350,10 +1515,25 @@ class LabelRequirement(Model):
 
 
 class NodeRequirement(Model):
-    model_config = ConfigDict(json_schema_extra=_rules(_VALUES_FIT))
-    key: LabelKey = Field(description="Label key; for matchFields, metadata.name.")
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            _VALUES_FIT,
+            (
+                "!(self.operator in ['Gt', 'Lt']) || !has(self.values) || self.values.all(v, v.matches('^[0-9]{1,18}$'))",
+                'Gt and Lt compare whole numbers: give one, such as "8"',
+                ".values",
+            ),
+        )
+    )
+    key: LabelKey = Field(description="Label key.")
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"] = Field(description="Relation of key and values.")
     values: list[LabelValue] | None = Field(None, max_length=64, description="Values; one whole number for Gt and Lt.")
+
+
+class NodeFieldRequirement(Model):
+    key: Literal["metadata.name"] = Field(description="metadata.name, the one field that the scheduler knows.")
+    operator: Literal["In", "NotIn"] = Field(description="Relation of key and values.")
+    values: list[Name] = Field(min_length=1, max_length=1, description="The name of one node.")
 
 
 class LabelSelector(Model):
@@ -1362,8 +1542,17 @@ class LabelSelector(Model):
 
 
 class NodeSelectorTerm(Model):
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            (
+                "has(self.matchExpressions) && self.matchExpressions.size() > 0 || "
+                "has(self.matchFields) && self.matchFields.size() > 0",
+                "a term that asks for nothing matches no node: add matchExpressions or matchFields, or remove the term",
+            ),
+        )
+    )
     match_expressions: list[NodeRequirement] | None = Field(None, max_length=16, description="By node labels.")
-    match_fields: list[NodeRequirement] | None = Field(None, max_length=16, description="By node fields.")
+    match_fields: list[NodeFieldRequirement] | None = Field(None, max_length=16, description="By node fields.")
 
 
 class NodeSelector(Model):
@@ -1567,8 +1756,8 @@ class Runtime(Model):
         description="Time for a pod to end: 15 s for proxies to turn away, then Triton finishes what it has. "
         "60 if omitted, at least 30.",
     )
-    shared_memory_size: Quantity = Field("256Mi", description="Size of /dev/shm, in memory; 256Mi if omitted.")
-    temporary_storage_size: Quantity = Field(
+    shared_memory_size: Size = Field("256Mi", description="Size of /dev/shm, in memory; 256Mi if omitted.")
+    temporary_storage_size: Size = Field(
         "10Gi",
         description="Most that the pod may write to /tmp, on the node's disk; 10Gi if omitted. The kubelet evicts a pod that "
         "writes more.",
@@ -1594,7 +1783,17 @@ class Egress(Model):
         None,
         min_length=1,
         max_length=43,
-        json_schema_extra=_rules(("isCIDR(self)", "write a range of addresses, such as 10.20.0.7/32")),
+        json_schema_extra=_rules(
+            ("isCIDR(self)", "write a range of addresses, such as 10.20.0.7/32"),
+            (
+                "!isCIDR(self) || cidr(self).prefixLength() >= 8",
+                "so large a range takes the policy's meaning away: write what the exports need, in ranges of /8 or smaller",
+            ),
+            (
+                "!isCIDR(self) || !(cidr(self).containsIP('169.254.169.254') || cidr(self).containsIP('fd00:ec2::254'))",
+                "this range holds the cloud's metadata service, which hands out credentials: write smaller ranges without it",
+            ),
+        ),
         description="Addresses outside the cluster, such as 10.20.0.7/32. For a server within it name its namespace: a policy is "
         "not asked about a Service's own address.",
     )
@@ -1632,10 +1831,10 @@ class Builder(Model):
     )
     active_deadline_seconds: int = Field(
         3600,
-        ge=30,
+        ge=60,
         le=86400,
         json_schema_extra={"format": "int32"},
-        description="Longest time for one export, seconds; 3600 if omitted.",
+        description="Longest time for one export, seconds, at least 60; 3600 if omitted.",
     )
     network_policy: NetworkPolicy | None = Field(
         None,
@@ -1656,8 +1855,14 @@ Hostname = Annotated[
     str,
     Field(
         max_length=253,
-        pattern=rf"^(\*\.)?{_DNS_LABEL}(\.{_DNS_LABEL})*$",
-        json_schema_extra=_refusal("write a host name in lower case, with no scheme, port or path, such as digits.example.com"),
+        pattern=rf"^(\*\.)?{_HOST_LABEL}(\.{_HOST_LABEL})*$",
+        json_schema_extra=_refusal("write a host name in lower case, with no scheme, port or path, such as digits.example.com")
+        | _rules(
+            (
+                r"!self.matches('^([*][.])?([0-9]+[.])*[0-9]+$')",
+                "an IP address is no host name: write a name, such as digits.example.com",
+            )
+        ),
     ),
 ]
 
@@ -1665,7 +1870,19 @@ Hostname = Annotated[
 class Routing(Model):
     """One HTTPRoute for gRPC and REST, attached to these Gateways."""
 
-    parent_refs: list[ParentRef] = Field(min_length=1, max_length=8, description="Gateways that carry the traffic.")
+    parent_refs: list[ParentRef] = Field(
+        min_length=1,
+        max_length=8,
+        description="Gateways that carry the traffic.",
+        json_schema_extra=_rules(
+            (
+                "self.all(a, self.exists_one(b, b.name == a.name && has(b.__namespace__) == has(a.__namespace__) && "
+                "(!has(a.__namespace__) || b.__namespace__ == a.__namespace__) && "
+                "(!has(a.sectionName) || !has(b.sectionName) || a.sectionName == b.sectionName)))",
+                "a Gateway, or a listener of it, is named twice: name it once, or give each entry a sectionName of its own",
+            ),
+        ),
+    )
     hostnames: list[Hostname] = Field(
         min_length=1,
         max_length=16,

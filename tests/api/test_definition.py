@@ -51,7 +51,7 @@ def test_the_definition_is_established_and_structural(api: ApiServer) -> None:
 
 def test_the_definition_is_small_enough_for_client_side_apply() -> None:
     """kserve#3487: an annotation takes 262,144 bytes at most, and kubectl apply writes the whole object into one."""
-    assert len(render().encode()) < 200_000
+    assert len(json.dumps(build_crd(), separators=(",", ":")).encode()) < 200_000
 
 
 def test_the_file_in_the_chart_is_the_one_made_from_the_types() -> None:

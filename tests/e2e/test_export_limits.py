@@ -45,10 +45,10 @@ def test_an_export_that_is_killed_for_memory_names_its_limit_and_succeeds_with_a
 
 
 def test_code_that_never_ends_is_ended_by_the_deadline_and_the_condition_says_so(tenant: Tenant) -> None:
-    builder = {"activeDeadlineSeconds": 45}
+    builder = {"activeDeadlineSeconds": 60}
     tenant.apply(deployment(tenant, with_code(tenant, ENDLESS), builder=builder, routing=None, rollout=None))
     condition = tenant.wait_reason("digits", "ExportRetrying", timeout=180)
-    assert "longer than its 45 s and was ended (DeadlineExceeded): raise builder.activeDeadlineSeconds" in condition["message"]
+    assert "longer than its 60 s and was ended (DeadlineExceeded): raise builder.activeDeadlineSeconds" in condition["message"]
     assert not [key for key in tenant.keys(f"e2e/{tenant.namespace}/") if key.endswith("manifest.json")]
 
 

@@ -258,6 +258,7 @@ def test_pods_carry_the_hash_of_what_they_serve_and_a_number_of_replicas_changes
 MAJOR, MINOR = "nvidia.com/gpu.compute.major", "nvidia.com/gpu.compute.minor"
 GENERATION = [{"key": MAJOR, "operator": "In", "values": ["9"]}, {"key": MINOR, "operator": "In", "values": ["0"]}]
 ZONE = {"key": "zone", "operator": "In", "values": ["a"]}
+NODE = {"key": "metadata.name", "operator": "In", "values": ["a"]}
 PREFERRED = [{"weight": 1, "preference": {"matchExpressions": [ZONE]}}]
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
@@ -271,8 +272,8 @@ def required(*terms: dict[str, Any], **more: Any) -> dict[str, Any]:
     [
         pytest.param(None, required({"matchExpressions": GENERATION}), id="none"),
         pytest.param(
-            required({"matchExpressions": [ZONE]}, {"matchFields": [ZONE]}),
-            required({"matchExpressions": [ZONE, *GENERATION]}, {"matchFields": [ZONE], "matchExpressions": GENERATION}),
+            required({"matchExpressions": [ZONE]}, {"matchFields": [NODE]}),
+            required({"matchExpressions": [ZONE, *GENERATION]}, {"matchFields": [NODE], "matchExpressions": GENERATION}),
             id="either of two kinds of nodes",
         ),
         pytest.param(
