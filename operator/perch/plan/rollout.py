@@ -120,8 +120,7 @@ def decide_rollout(ctx: Context, exported: dict[int, VersionStatus]) -> Progress
         return Progress(aborted=kept, history=history)
     canary = exported[traffic.canary]
     if canary.artifact_digest is None or conflicts(ctx, canary) or foreign_plan(ctx, canary):
-        # What runs of it goes on as it is, neither further nor back, until the spec names something that can run.
-        return replace(as_it_stands(ctx), aborted=kept, history=history)
+        return _hold(ctx, spec.rollout, canary, kept, history)
     found = next((a for a in kept if a.version == canary.version), None)
     if found is not None:
         if _stands(ctx, found, canary, spec.rollout):
@@ -179,6 +178,27 @@ def as_it_stands(ctx: Context) -> Progress:
     if out is not None:
         return replace(kept, out=out)
     return replace(kept, share=has, step=step, evidence=ctx.status.evidence, complete=step.weight == 100 and has == 100)
+
+
+def _hold(
+    ctx: Context, rollout: Rollout, canary: VersionStatus, kept: tuple[Aborted, ...], history: tuple[Outcome, ...]
+) -> Progress:
+    """The spec names content or a runtime that cannot take over from the pods that run: these keep what they have and gain
+    nothing, and are judged as before. A canary that fails is cut off, whatever the spec says by now."""
+    held = replace(as_it_stands(ctx), aborted=kept, history=history)
+    serving = ctx.observed.servings.get(canary.version)
+    if held.step is None or held.evidence is None or serving is None:
+        return held
+    runs = canary.model_copy(update={"artifact_revision": held.step.artifact_revision})
+    trial = _Trial(ctx, rollout, runs, serving, held.step, held.evidence, kept, history, ctx.observed.gathered)
+    if doom := _broken(trial):
+        return _abort(trial, *doom)
+    trial = _fold(_note_counted(trial))
+    if trial.evidence.weight is not None:
+        finding = judge(trial.evidence, trial.analysis, ctx.now)
+        if finding.kind is Kind.ABORT:
+            return _abort(trial, finding.reason, finding.message)
+    return replace(held, itself=_is_itself(trial), evidence=trial.evidence, aim=_aim(trial))
 
 
 def _dropped(gate: Accuracy | None, canary: VersionStatus, stable: VersionStatus) -> str | None:

@@ -270,13 +270,40 @@ def test_a_number_used_again_for_other_content_moves_no_traffic_and_forgets_noth
     until_accepted(world, weight)
     go_through(world, 30)
     before = (world.weights, world.status.step and world.status.step.index, world.status.evidence)
-    listed = [entry(1), entry(2, triton={"maxBatchSize": 4})]
-    world.spec = world.spec.model_copy(update={"versions": spec(1, 2, versions=listed).versions})
-    world.generation += 1
+    reuse_the_number(world)
     for _ in range(5):
         world.step()
     assert world.ready_condition() == ("False", "VersionReused")
     assert (world.weights, world.status.step and world.status.step.index, world.status.evidence) == before
+
+
+def reuse_the_number(world: World) -> None:
+    """Version 2 is put back with other content while pods of the former one run."""
+    listed = [entry(1), entry(2, triton={"maxBatchSize": 4})]
+    world.spec = world.spec.model_copy(update={"versions": spec(1, 2, versions=listed).versions})
+    world.generation += 1
+
+
+@pytest.mark.parametrize("happens", [fail_everything, crash])
+def test_a_canary_that_is_held_is_judged_and_cut_off_when_it_fails(happens: Callable[[World], None]) -> None:
+    world = in_mid_rollout()
+    reuse_the_number(world)
+    go_through(world, 30)
+    assert world.weights == {1: 50, 2: 50}
+    for _ in range(8):
+        happens(world)
+        world.step()
+        world.accept()
+    assert world.weights == {1: 100}
+    assert [(a.version, a.reason) for a in world.status.aborted] == [
+        (2, "ErrorRateHigher" if happens is fail_everything else "CrashLoop")
+    ]
+    for _ in range(5):
+        world.feed((150, 0), (0, 0))
+        world.step()
+        world.accept()
+    assert world.weights == {1: 100}, "and it stays out"
+    assert len(world.status.aborted) == 1
 
 
 def test_an_autoscaler_is_asked_for_no_more_than_its_maximum() -> None:
