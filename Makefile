@@ -54,7 +54,7 @@ test-unit: ## unit tests, and API tests against a real API server
 
 .PHONY: test-torch
 test-torch: ## the exporter's tests that need torch, in its image's environment
-	@hack/as-root $(PY) hack/torch_tests.py
+	@hack/as-root $(PY) hack/torch_tests.py $(SPREAD)
 
 .PHONY: e2e
 e2e: ## end-to-end tests on a cluster of their own (NAME=test)

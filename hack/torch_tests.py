@@ -40,7 +40,7 @@ def main() -> int:
         debian.install_missing(progress)
         with progress.step("the exporter image's environment (minutes, once)") as log:
             python = images.exporter_python(tools, log=log)
-    options = ["-m", MARK, "-q", "-W", "ignore::pytest.PytestConfigWarning", *sys.argv[1:]]
+    options = ["-p", "xdist", "-m", MARK, "-q", "-W", "ignore::pytest.PytestConfigWarning", *sys.argv[1:]]
     command = [*python, "-c", MAIN, tools, *files, *options]
     return subprocess.run(list(map(str, command)), check=False, env={**os.environ, "HOME": "/tmp"}).returncode
 
