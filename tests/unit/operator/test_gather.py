@@ -388,7 +388,9 @@ async def gibberish(request: web.Request) -> web.StreamResponse:
 async def test_a_pod_that_gives_no_counters_is_named_and_makes_no_batch(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, does: Answer, says: str
 ) -> None:
-    monkeypatch.setattr(ask, "POD_SECONDS", 0.05)
+    if does is silent:
+        # Of the others none may run out of time on a busy machine: that would be another trouble.
+        monkeypatch.setattr(ask, "POD_SECONDS", 0.05)
     setting.gatherer.aim(KEY, aim())
     await setting.looks()
     setting.server.instead[CANARY] = does
