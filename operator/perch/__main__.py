@@ -142,7 +142,7 @@ async def _work(kube: Kube, settings: Settings, take_signals: Callable[[], None]
         await wait_for_crd(kube, settings)
         await lease.acquire()
         metrics.LEADER.set(1)
-        kube.may_write = lease.check
+        kube.seconds_to_write = lease.seconds_to_write
         reconciler.leading = True
         async with asyncio.TaskGroup() as group:
             group.create_task(lease.hold(), name="lease")

@@ -1,23 +1,23 @@
 """Carry out a plan: one write after the other, each idempotent, each answer taken into the cache. Decides nothing.
 
-A refusal of one write does not keep the others from being made; all refusals come back, for the status to tell. Nobody else's
-object is taken over, and a delete names the very object that was seen.
+A write that is refused, or gets no answer, does not keep the others from being made; all come back, for the status to tell.
+Nobody else's object is taken over. Every write of an object that is there names the very state that was seen: a process that was
+paused in mid-write, and holds the Lease no more, changes nothing that its successor has changed.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-import aiohttp
-
 from perch import metrics
 from perch.api import GROUP, KIND, VERSION, Status
 from perch.cache import Cache
-from perch.kube import BY_KIND, DEPLOYMENT, EVENT, MODEL_DEPLOYMENT, ApiError, Kube
+from perch.kube import BY_KIND, DEPLOYMENT, EVENT, MODEL_DEPLOYMENT, SILENCE, ApiError, Kube
+from perch.lease import LeaseLostError
 from perch.names import FIELD_MANAGER, FINALIZER, LABEL_MANAGED_BY, LABEL_OWNER
 from perch.observed import Identity
 from perch.plan import Action, Apply, Delete, Scale, SetFinalizer
@@ -43,8 +43,9 @@ class Outcome:
 
 
 async def execute(kube: Kube, cache: Cache, identity: Identity, actions: Sequence[Action]) -> Outcome:
-    """One refusal keeps no other write from being made. Raises NamespaceTerminatingError, or on the API server's silence."""
-    outcome = Outcome()
+    """No write keeps another from being made. Raises NamespaceTerminatingError, LeaseLostError, or on a second silence of the
+    API server's: the others would wait in vain, too."""
+    outcome, silent = Outcome(), 0
     for action in actions:
         try:
             await _carry_out(kube, cache, identity, action, outcome)
@@ -56,6 +57,17 @@ async def execute(kube: Kube, cache: Cache, identity: Identity, actions: Sequenc
                 continue
             log.warning("%s/%s: %s was refused: %s", identity.namespace, identity.name, _what(action), error)
             outcome.refused.append(f"{_what(action)}: {error.message}")
+        except SILENCE as error:
+            silent += 1
+            if silent > 1:
+                raise
+            log.warning("%s/%s: %s got no answer: %r", identity.namespace, identity.name, _what(action), error)
+            outcome.refused.append(f"{_what(action)}: no answer")
+        except LeaseLostError:
+            raise
+        except Exception as error:
+            log.exception("%s/%s: %s: this is a defect of Perch", identity.namespace, identity.name, _what(action))
+            outcome.refused.append(f"{_what(action)}: Perch failed at it ({type(error).__name__}), its log says more")
     return outcome
 
 
@@ -69,15 +81,18 @@ async def _carry_out(kube: Kube, cache: Cache, identity: Identity, action: Actio
                     f"{_what(action)}: an object of this name is there and is not Perch's: remove or rename it"
                 )
                 return
-            cache.absorb(await _apply(kube, action, outcome))
+            seen = cache.children(BY_KIND[action.body["kind"]], owner).get(action.body["metadata"]["name"])
+            cache.absorb(await _apply(kube, action, action.resource_version or _version(seen), outcome))
         case Scale():
-            scale = {"spec": {"replicas": action.replicas}}
+            seen = cache.children(DEPLOYMENT, owner).get(action.name)
+            scale = {"metadata": {"resourceVersion": _version(seen)}, "spec": {"replicas": action.replicas}}
             cache.absorb(await kube.patch(DEPLOYMENT, identity.namespace, action.name, scale))
         case Delete():
             kind = BY_KIND[action.kind]
             known = cache.children(kind, owner).get(action.name)
-            await kube.delete(kind, identity.namespace, action.name, known)
-            cache.forget(action.kind, owner, action.name)
+            if known is not None:
+                await kube.delete(kind, identity.namespace, action.name, known)
+                cache.forget(action.kind, owner, action.name)
         case SetFinalizer():
             others = [f for f in identity.finalizers if f != FINALIZER]
             wanted = [*others, FINALIZER] if action.present else others
@@ -86,16 +101,20 @@ async def _carry_out(kube: Kube, cache: Cache, identity: Identity, action: Actio
     metrics.WRITES.labels(type(action).__name__).inc()
 
 
-async def _apply(kube: Kube, action: Apply, outcome: Outcome) -> dict[str, Any]:
+async def _apply(kube: Kube, action: Apply, version: str | None, outcome: Outcome) -> dict[str, Any]:
     """Apply the body, or where the API server refuses it what the plan has beside it. The refusal is told in both cases."""
     try:
-        return await kube.apply(action.body, action.resource_version)
+        return await kube.apply(action.body, version)
     except ApiError as error:
         if action.fallback is None or error.status == 409:
             raise
         log.warning("%s was refused, applying only what it changes of the weights: %s", _what(action), error)
         outcome.refused.append(f"{_what(action)}: {error.message}")
-        return await kube.apply(action.fallback, action.resource_version)
+        return await kube.apply(action.fallback, version)
+
+
+def _version(seen: Mapping[str, Any] | None) -> str | None:
+    return str(seen["metadata"]["resourceVersion"]) if seen else None
 
 
 async def _taken(kube: Kube, cache: Cache, identity: Identity, action: Apply) -> bool:
@@ -124,10 +143,17 @@ def _what(action: Action) -> str:
             return "set finalizer" if action.present else "release finalizer"
 
 
-async def write_status(kube: Kube, identity: Identity, status: Status) -> dict[str, Any]:
-    """Replace the status. Fields that went are set to null, since a merge patch would keep them."""
-    content = status.model_dump(mode="json", by_alias=True)
-    return await kube.patch(MODEL_DEPLOYMENT, identity.namespace, identity.name, {"status": content}, "status")
+async def write_status(kube: Kube, seen: Mapping[str, Any], status: Status) -> dict[str, Any]:
+    """Replace the status of the ModelDeployment as it was `seen`: ApiError 409 where somebody wrote it since.
+
+    Fields that went are set to null, since a merge patch would keep them.
+    """
+    metadata = seen["metadata"]
+    body = {
+        "metadata": {"resourceVersion": metadata["resourceVersion"]},
+        "status": status.model_dump(mode="json", by_alias=True),
+    }
+    return await kube.patch(MODEL_DEPLOYMENT, metadata["namespace"], metadata["name"], body, "status")
 
 
 async def post_events(
@@ -165,5 +191,5 @@ async def post_events(
         log.info("%s/%s: %s %s", identity.namespace, identity.name, event.reason, event.message)
         try:
             await kube.create(EVENT, where, body)
-        except (ApiError, aiohttp.ClientError, OSError, TimeoutError) as error:
-            log.warning("event not posted: %s", error)
+        except (ApiError, *SILENCE) as error:
+            log.warning("event not posted: %r", error)

@@ -55,6 +55,10 @@ CHILDREN = (JOB, DEPLOYMENT, SERVICE, POD, BUDGET, AUTOSCALER, ROUTE, POLICY)
 BY_KIND = {kind.kind: kind for kind in (*CHILDREN, MODEL_DEPLOYMENT)}
 
 
+SILENCE = (aiohttp.ClientError, TimeoutError, OSError)
+"""What a request raises that got no answer."""
+
+
 class ApiError(Exception):
     """The API server's refusal, with its own words."""
 
@@ -81,8 +85,8 @@ class Kube:
     def __init__(self, api: client.ApiClient) -> None:
         self.api = api
         self.requests = 0
-        self.may_write: Callable[[], None] = lambda: None
-        """Called before each write except the Lease's own; raises where this process may no longer act."""
+        self.seconds_to_write: Callable[[], float] = lambda: TIMEOUT_SECONDS
+        """How long a write that begins now may take. Raises where this process may no longer act."""
 
     @classmethod
     async def connect(cls) -> Kube:
@@ -108,12 +112,18 @@ class Kube:
         query: Mapping[str, str] | None = None,
         body: Any = None,
         content_type: str = "application/json",
+        fenced: bool = True,
     ) -> dict[str, Any]:
-        """One request, answered within TIMEOUT_SECONDS or not at all."""
-        if method != "GET" and "/leases" not in path:
-            self.may_write()
+        """One request, answered within TIMEOUT_SECONDS or not at all.
+
+        `fenced`: a write is sent only while the Lease is held, and given up before another process can hold it. False for the
+        writes of the Lease itself.
+        """
+        seconds: float = TIMEOUT_SECONDS
+        if method != "GET" and fenced:
+            seconds = min(seconds, self.seconds_to_write())
         self.requests += 1
-        response = await self._send(method, path, list((query or {}).items()), body, content_type, TIMEOUT_SECONDS)
+        response = await self._send(method, path, list((query or {}).items()), body, content_type, seconds)
         text = await response.text()
         if response.status >= 400:
             raise refusal(response.status, text)

@@ -12,9 +12,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-import aiohttp
-
-from perch.kube import ApiError, Kind, Kube
+from perch.kube import SILENCE, ApiError, Kind, Kube
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +23,8 @@ RENEW_SECONDS = 5
 RETRY_SECONDS = 1
 DEADLINE_SECONDS = 10
 """A holder that could not renew for so long gives up: before anybody else can believe it gone."""
-
-_SILENCE = (aiohttp.ClientError, TimeoutError, OSError)
+MARGIN_SECONDS = 1
+"""A write is given up so long before the Lease may be another's."""
 
 
 def _now() -> float:
@@ -74,7 +72,7 @@ class Lease:
                 if error.status in (401, 403):
                     raise
                 log.info("Lease not taken: %s", error)
-            except _SILENCE as error:
+            except SILENCE as error:
                 log.warning("the API server does not answer: %r", error)
             await asyncio.sleep(RETRY_SECONDS)
         log.info("took Lease %s/%s as %s", self._namespace, self._name, self._identity)
@@ -91,15 +89,21 @@ class Lease:
             except ApiError as error:
                 log.warning("Lease not renewed: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
-            except _SILENCE as error:
+            except SILENCE as error:
                 log.warning("Lease not renewed, the API server does not answer: %r", error)
                 await asyncio.sleep(RETRY_SECONDS)
-            self.check()
+            self.seconds_to_write()
 
-    def check(self) -> None:
-        """Raises LeaseLostError where the Lease may have run out: asked before each write, for a process that was paused."""
-        if _now() - self._renewed > DEADLINE_SECONDS:
+    def seconds_to_write(self) -> float:
+        """How long a write that begins now may take before somebody else can hold the Lease.
+
+        Raises LeaseLostError where the Lease may have run out: asked before each write, for a process that was paused. One that
+        is paused after it has asked still sends its write: that is what the writes' resourceVersions are for.
+        """
+        passed = _now() - self._renewed
+        if passed > DEADLINE_SECONDS:
             raise LeaseLostError(f"Lease {self._namespace}/{self._name} could not be renewed for {DEADLINE_SECONDS} s")
+        return DURATION_SECONDS - MARGIN_SECONDS - passed
 
     async def release(self) -> None:
         """Let a standby take over at once. Best effort."""
@@ -107,8 +111,8 @@ class Lease:
             return
         try:
             self._held["spec"]["holderIdentity"] = ""
-            await self._kube.request("PUT", self._path, body=self._held)
-        except (ApiError, *_SILENCE) as error:
+            await self._kube.request("PUT", self._path, body=self._held, fenced=False)
+        except (ApiError, *SILENCE) as error:
             log.info("Lease not released, it will run out: %s", error)
 
     async def _renew(self) -> None:
@@ -153,7 +157,7 @@ class Lease:
         metadata: dict[str, Any] = {"name": self._name, "namespace": self._namespace}
         if found is None:
             body = {"apiVersion": LEASE.api_version, "kind": LEASE.kind, "metadata": metadata, "spec": spec}
-            return await self._kube.request("POST", LEASE.path(self._namespace), body=body)
+            return await self._kube.request("POST", LEASE.path(self._namespace), body=body, fenced=False)
         metadata["resourceVersion"] = found["metadata"]["resourceVersion"]
         body = {"apiVersion": LEASE.api_version, "kind": LEASE.kind, "metadata": metadata, "spec": spec}
-        return await self._kube.request("PUT", self._path, body=body)
+        return await self._kube.request("PUT", self._path, body=body, fenced=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -9,6 +10,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from perch.evidence import Gathered
+from perch.foreign import clean
 from perch_exporter.contract import Summary
 
 
@@ -44,7 +46,9 @@ class Fault:
     error: Exception
 
     def __str__(self) -> str:
-        return f"{self.part}: {str(self.error) or 'no reason given'} ({type(self.error).__name__})"
+        # An address in memory is another in every pass: the status would change, and wake the next pass, without end.
+        said = re.sub(r"\b0x[0-9a-f]+", "0x…", str(self.error))
+        return clean(f"{self.part}: {said or 'no reason given'} ({type(self.error).__name__})")
 
 
 class JobState(StrEnum):

@@ -17,7 +17,6 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-import aiohttp
 from pydantic import ValidationError
 
 from perch import metrics
@@ -26,7 +25,7 @@ from perch.cache import Cache, Key, older
 from perch.clock import SteadyClock
 from perch.execute import NamespaceTerminatingError, Outcome, execute, post_events, write_status
 from perch.gather import Gatherer
-from perch.kube import MODEL_DEPLOYMENT, ApiError, Kube
+from perch.kube import MODEL_DEPLOYMENT, SILENCE, ApiError, Kube
 from perch.lease import LeaseLostError
 from perch.names import FINALIZER
 from perch.observe import observe
@@ -40,6 +39,8 @@ WORKERS = 8
 RETRY_SECONDS = (1, 2, 5, 10, 30)
 REFUSED_RETRY_SECONDS = (2, 5, 15, 30)
 STALE_RETRY_SECONDS = (0.2, 0.5, 1, 2, 5)
+SAVES = 3
+"""So often a status is written anew where something else of the object (a label, an annotation) changed meanwhile."""
 DELAYS = {"error": RETRY_SECONDS, "refused": REFUSED_RETRY_SECONDS, "stale": STALE_RETRY_SECONDS}
 
 
@@ -170,7 +171,7 @@ class Reconciler:
         with metrics.RECONCILE_SECONDS.time():
             try:
                 await self._pass(key)
-            except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
+            except (ApiError, *SILENCE) as error:
                 self._retry(key)
                 log.warning("%s/%s: the API server did not take it, trying again: %s", *key, error)
             except LeaseLostError:
@@ -196,13 +197,17 @@ class Reconciler:
         decided = self._decide(obj, identity, before, now)
         for fault in decided.faults:
             log.error("%s/%s: %s: this is a defect of Perch; the rest is carried out", *key, fault, exc_info=fault.error)
-        if decided.actions and not await self._is_current(key, obj):
+        seen: dict[str, Any] | None = obj
+        if decided.actions:
+            seen = await self._look(key, obj)
+        if seen is not None and decided.first is not None:
+            seen = await self._record(key, seen, decided.first)
+        if seen is None:
             return
+        identity = read_identity(seen)
         if identity.deleting_since is not None:
             # Before the finalizer goes: afterwards nobody would tell what was left.
             await post_events(self._kube, identity, decided.events, now)
-        if decided.first is not None:
-            self._take_in(key, await write_status(self._kube, identity, decided.first))
         try:
             outcome = await execute(self._kube, self.cache, identity, decided.actions)
         except NamespaceTerminatingError:
@@ -213,47 +218,76 @@ class Reconciler:
             await post_events(self._kube, identity, decided.events, now, namespace_terminating=True)
             outcome = await execute(self._kube, self.cache, identity, [a for a in decided.actions if isinstance(a, SetFinalizer)])
         if outcome.owner is not None:
-            self._take_in(key, outcome.owner)
+            seen = outcome.owner
+            self._take_in(key, seen)
         if decided.status is not None and identity.deleting_since is None:
-            await self._tell(key, identity, before, decided, outcome, now)
+            await self._tell(key, seen, before, decided, outcome, now)
         if key in self._objects:
             self.gatherer.aim(key, decided.aim)
         self._schedule(key, decided, outcome)
 
-    async def _is_current(self, key: Key, obj: Mapping[str, Any]) -> bool:
-        """Look live before acting: after a watch that lost events the object may be gone, replaced, or of another mind."""
-        identity = read_identity(obj)
+    async def _look(self, key: Key, seen: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The object as it is now; None where another pass is due: it is gone, replaced, or of another mind than it was `seen`.
+
+        Looked at before acting, since a watch may have lost events. Another status is another operator's: what this one has
+        decided from the former must not be written.
+        """
+        identity = read_identity(seen)
         try:
             live = await self._kube.get(MODEL_DEPLOYMENT, identity.namespace, identity.name)
         except ApiError as error:
             if error.status != 404:
                 raise
             self._drop(key, identity.uid)
-            return False
-        same = live["metadata"]["uid"] == identity.uid and live["metadata"].get("generation", 0) == identity.generation
-        going = "deletionTimestamp" in live["metadata"] and identity.deleting_since is None
-        if same and not going:
-            return True
+            return None
+        found = read_identity(live)
+        same = (found.uid, found.generation, live.get("status")) == (identity.uid, identity.generation, seen.get("status"))
+        if same and (found.deleting_since is None) == (identity.deleting_since is None):
+            return live
         self._objects[key] = live
         self.queue.add(key)
-        return False
+        return None
 
-    async def _tell(self, key: Key, identity: Identity, before: Status, decided: Plan, outcome: Outcome, now: datetime) -> None:
+    async def _save(self, key: Key, seen: dict[str, Any], status: Status) -> dict[str, Any] | None:
+        """Write the status in place of the one that was `seen`, and return the object; None where another pass is due."""
+        for _ in range(SAVES):
+            try:
+                written = await write_status(self._kube, seen, status)
+            except ApiError as error:
+                if error.status == 404:
+                    self._drop(key, seen["metadata"]["uid"])
+                    return None
+                if error.status != 409:
+                    raise
+            else:
+                self._take_in(key, written)
+                return written
+            live = await self._look(key, seen)
+            if live is None:
+                return None
+            seen = live
+        self.queue.add(key)
+        return None
+
+    async def _record(self, key: Key, seen: dict[str, Any], status: Status) -> dict[str, Any] | None:
+        """Write down an abort before it is done. Where the API server does not take it, the abort is done all the same."""
+        try:
+            return await self._save(key, seen, status)
+        except (ApiError, *SILENCE) as error:
+            log.warning("%s/%s: an abort is done that could not be recorded before: %s", *key, error)
+            return seen
+
+    async def _tell(self, key: Key, seen: dict[str, Any], before: Status, decided: Plan, outcome: Outcome, now: datetime) -> None:
         """Write the status if it changed, and post an event for each transition."""
         after = decided.status or before
         if decided.faults:
             after = with_faults(after, decided.faults, now)
         if outcome.refused:
             after = with_failures(after, outcome.refused, now)
-        if after != before:
-            try:
-                self._take_in(key, await write_status(self._kube, identity, after))
-            except ApiError as error:
-                if error.status != 404:
-                    raise
-                self._drop(key, identity.uid)
-                return
-        await post_events(self._kube, identity, (*decided.events, *build_events(before, after)), now)
+        if after != read_status(seen) and await self._save(key, seen, after) is None:
+            outcome.stale = True
+            return
+        await post_events(self._kube, read_identity(seen), (*decided.events, *build_events(before, after)), now)
 
     def _decide(
         self, obj: Mapping[str, Any], identity: Identity, before: Status, now: datetime, *, namespace_terminating: bool = False
@@ -306,12 +340,23 @@ class Reconciler:
 
 
 def read_status(obj: Mapping[str, Any]) -> Status:
-    """The status, or an empty one where another release wrote what this one cannot read: what it said is found again."""
+    """The status without what another release, or somebody's hand, wrote into it and this one cannot read.
+
+    The rest stays: above all no canary that was aborted may be forgotten for another field's sake.
+    """
+    content = dict(obj.get("status") or {})
     try:
-        return Status.model_validate(obj.get("status") or {})
+        return Status.model_validate(content)
     except ValidationError as error:
-        log.warning("%s/%s: status of another release: %s", obj["metadata"]["namespace"], obj["metadata"]["name"], error)
-        return Status()
+        log.warning("%s/%s: a part of status is left out: %s", obj["metadata"]["namespace"], obj["metadata"]["name"], error)
+        wrong: dict[str, set[Any]] = {}
+        for complaint in error.errors():
+            field, *place = complaint["loc"]
+            wrong.setdefault(str(field), set()).add(place[0] if place else None)
+    for field, places in wrong.items():
+        whole, entries = None in places, content[field]
+        content[field] = None if whole or not isinstance(entries, list) else [e for i, e in enumerate(entries) if i not in places]
+    return Status.model_validate({field: value for field, value in content.items() if value is not None})
 
 
 def read_identity(obj: Mapping[str, Any]) -> Identity:
