@@ -23,6 +23,7 @@ import httpx
 from devcluster.certificates import Authority
 from devcluster.gobuild import ETCD, HELM, KUBERNETES, build
 
+OPERATOR = "operator"
 START_SECONDS = 60
 ESTABLISHED_SECONDS = 60
 
@@ -35,6 +36,7 @@ class ApiServer:
     kubeconfig: Path
     client: httpx.Client
     folder: Path
+    operator_kubeconfig: Path
 
     def request(self, method: str, path: str, body: Any = None, **parameters: str) -> httpx.Response:
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
@@ -77,15 +79,19 @@ def helm_command(folder: Path) -> Path:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[ApiServer]:
-    """Starts both in `folder`, waits until they answer, and ends them afterwards, whatever happened."""
+def running(folder: Path, authorization: str = "AlwaysAllow") -> Iterator[ApiServer]:
+    """Starts both in `folder`, waits until they answer, and ends them afterwards, whatever happened.
+
+    With `authorization` RBAC the user that `ApiServer` speaks for may do everything, and `operator_kubeconfig` is of one that may
+    do what it is given.
+    """
     etcd = build(ETCD, folder / "build.log") / "etcd"
     kube_apiserver = build(KUBERNETES, folder / "build.log") / "kube-apiserver"
     etcd_port, peer_port, port = _free_ports(3)
-    token = secrets.token_urlsafe(24)
+    token, operators = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
     tokens = folder / "tokens.csv"
     tokens.touch(mode=0o600)
-    tokens.write_text(f"{token},tester,tester,system:masters\n")
+    tokens.write_text(f"{token},tester,tester,system:masters\n{operators},{OPERATOR},{OPERATOR},\n")
     key = Authority(folder / "pki").signing_key("service-accounts")
     with ExitStack() as stack:
         client_url = f"http://127.0.0.1:{etcd_port}"
@@ -114,7 +120,7 @@ def running(folder: Path) -> Iterator[ApiServer]:
                     f"--secure-port={port}",
                     f"--cert-dir={folder / 'certificates'}",
                     f"--token-auth-file={tokens}",
-                    "--authorization-mode=AlwaysAllow",
+                    f"--authorization-mode={authorization}",
                     "--service-account-issuer=https://kubernetes.default.svc",
                     f"--service-account-key-file={key}",
                     f"--service-account-signing-key-file={key}",
@@ -130,7 +136,9 @@ def running(folder: Path) -> Iterator[ApiServer]:
         url = f"https://127.0.0.1:{port}"
         client = _when_ready(api, url, token, certificate, folder / "kube-apiserver.log")
         stack.callback(client.close)
-        yield ApiServer(url, _kubeconfig(folder, url, token, certificate), client, folder)
+        kubeconfig = _kubeconfig(folder / "kubeconfig", url, token, certificate)
+        confined = _kubeconfig(folder / "operator-kubeconfig", url, operators, certificate)
+        yield ApiServer(url, kubeconfig, client, folder, confined)
 
 
 @contextmanager
@@ -166,8 +174,7 @@ def _when_ready(process: subprocess.Popen[bytes], url: str, token: str, certific
     raise AssertionError(f"kube-apiserver is not ready; its log ends:\n{log.read_text()[-3000:]}")
 
 
-def _kubeconfig(folder: Path, url: str, token: str, certificate: Path) -> Path:
-    path = folder / "kubeconfig"
+def _kubeconfig(path: Path, url: str, token: str, certificate: Path) -> Path:
     path.touch(mode=0o600)
     path.write_text(
         json.dumps(

@@ -130,10 +130,10 @@ class Watch:
 
     async def _follow(self, kube: Kube, kind: Resource, see: Callable[[dict[str, Any]], None]) -> None:
         while True:
-            found, version = await kube.list(kind, self._namespace, "")
+            found, version = await kube.list(kind, self._namespace, {})
             for obj in found:
                 see(obj)
-            async for _, obj in kube.watch(kind, self._namespace, "", version):
+            async for _, obj in kube.watch(kind, self._namespace, {}, version):
                 if "spec" in obj:  # no bookmark
                     see(obj)
 

@@ -65,8 +65,8 @@ class Timeline:
         await kube.close()
 
     async def _follow(self, kube: Kube, kind: Kind, look: Callable[[dict[str, Any]], list[str]]) -> None:
-        _, version = await kube.list(kind, self._namespace, "")
-        async for _, obj in kube.watch(kind, self._namespace, "", version):
+        _, version = await kube.list(kind, self._namespace, {})
+        async for _, obj in kube.watch(kind, self._namespace, {}, version):
             if obj.get("spec"):
                 for mark in look(obj):
                     self.times.setdefault(mark, time.monotonic())

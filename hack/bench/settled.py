@@ -80,16 +80,16 @@ async def settle(count: int) -> float:
             body = {**manifest, "metadata": {"name": f"model-{number}", "namespace": "default"}}
             await kube.create(MODEL_DEPLOYMENT, "default", body)
         while True:
-            models, _ = await kube.list(MODEL_DEPLOYMENT, "default", "")
+            models, _ = await kube.list(MODEL_DEPLOYMENT, "default", {})
             if all(ready(m) for m in models):
                 return time.monotonic() - began
-            for job in (await kube.list(JOB, "default", SELECTOR))[0]:
+            for job in (await kube.list(JOB, "default", {"labelSelector": SELECTOR}))[0]:
                 if not job.get("status", {}).get("conditions"):
                     await finish(kube, job)
-            for deployment in (await kube.list(DEPLOYMENT, "default", SELECTOR))[0]:
+            for deployment in (await kube.list(DEPLOYMENT, "default", {"labelSelector": SELECTOR}))[0]:
                 if not deployment.get("status", {}).get("readyReplicas"):
                     await start(kube, deployment)
-            for route in (await kube.list(ROUTE, "default", SELECTOR))[0]:
+            for route in (await kube.list(ROUTE, "default", {"labelSelector": SELECTOR}))[0]:
                 if not accepted(route):
                     await accept(kube, route)
             await asyncio.sleep(0.5)

@@ -14,13 +14,13 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-import aiohttp
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from perch import __version__, handlers, metrics
-from perch.api import GROUP, PLURAL, VERSION
-from perch.kube import NAMESPACE, ApiError, Kube
+from perch import __version__, metrics
+from perch.api import GROUP, PLURAL
+from perch.handlers import WatchEndedError, Watches, can_list
+from perch.kube import NAMESPACE, SILENCE, ApiError, Kube
 from perch.lease import Lease, LeaseLostError
 from perch.observed import Installation
 from perch.reconcile import Reconciler
@@ -28,10 +28,6 @@ from perch.settings import Settings, SettingsError, read_settings
 
 log = logging.getLogger("perch")
 CRD_RETRY_SECONDS = 5
-
-
-class WatchEndedError(Exception):
-    """Kopf's watch ended by itself: this process can no longer see."""
 
 
 class _JsonFormatter(logging.Formatter):
@@ -75,18 +71,17 @@ def build_app(reconciler: Reconciler) -> web.Application:
 
 
 async def wait_for_crd(kube: Kube, settings: Settings) -> None:
-    """Wait until ModelDeployments can be listed, saying what is missing."""
-    scope = settings.namespaces[0] if settings.namespaces else None
-    path = f"/apis/{GROUP}/{VERSION}/" + (f"namespaces/{scope}/{PLURAL}" if scope else PLURAL)
+    """Wait until ModelDeployments can be listed, in one of the namespaces at least, saying what is missing."""
     while True:
-        try:
-            await kube.request("GET", path, query={"limit": "1"})
-            return
-        except ApiError as error:
-            what = f"install the CRD {PLURAL}.{GROUP}" if error.status == 404 else "check the operator's RBAC"
-            log.warning("ModelDeployments cannot be listed: %s: %s", error, what)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            log.warning("the API server does not answer: %r", error)
+        for scope in settings.namespaces or (None,):
+            try:
+                await can_list(kube, scope)
+                return
+            except ApiError as error:
+                what = f"install the CRD {PLURAL}.{GROUP}" if error.status == 404 else "check the operator's RBAC"
+                log.warning("ModelDeployments cannot be listed: %s: %s", error, what)
+            except SILENCE as error:
+                log.warning("the API server does not answer: %r", error)
         await asyncio.sleep(CRD_RETRY_SECONDS)
 
 
@@ -122,13 +117,20 @@ async def run(settings: Settings) -> int:
             return 0
         work.result()
     except* WatchEndedError as ended:
-        log.error("%s: exiting, to be started again", ended.exceptions[0])
+        log.error("%s: exiting, to be started again", _first(ended))
     except* LeaseLostError as lost:
-        log.error("%s: exiting, so that only one operator acts", lost.exceptions[0])
+        log.error("%s: exiting, so that only one operator acts", _first(lost))
     finally:
         stop.cancel()
         await kube.close()
     return 1
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _work(kube: Kube, settings: Settings, take_signals: Callable[[], None]) -> None:
@@ -147,13 +149,9 @@ async def _work(kube: Kube, settings: Settings, take_signals: Callable[[], None]
         async with asyncio.TaskGroup() as group:
             group.create_task(lease.hold(), name="lease")
             group.create_task(reconciler.run(), name="reconciler")
-            started = asyncio.Event()
-            watching = group.create_task(handlers.serve(reconciler, settings.namespaces, started), name="kopf")
-            await asyncio.wait({watching, asyncio.ensure_future(started.wait())}, return_when=asyncio.FIRST_COMPLETED)
-            # Kopf has put its own handlers in the place of ours: a signal would end its watch, not our work.
-            take_signals()
-            await watching
-            raise WatchEndedError("the watch of ModelDeployments ended")
+            # Kopf puts its own handlers in the place of ours: a signal would end its watch, not our work.
+            watches = Watches(kube, reconciler, settings.namespaces, take_signals)
+            group.create_task(watches.run(), name="kopf")
     finally:
         await lease.release()
         await runner.cleanup()

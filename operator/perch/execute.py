@@ -15,12 +15,12 @@ from typing import Any
 
 from perch import metrics
 from perch.api import GROUP, KIND, VERSION, Status
-from perch.cache import Cache
+from perch.cache import Cache, controller
 from perch.kube import BY_KIND, DEPLOYMENT, EVENT, MODEL_DEPLOYMENT, SILENCE, ApiError, Kube
 from perch.lease import LeaseLostError
 from perch.names import FIELD_MANAGER, FINALIZER, LABEL_MANAGED_BY, LABEL_OWNER
 from perch.observed import Identity
-from perch.plan import Action, Apply, Delete, Scale, SetFinalizer
+from perch.plan import Action, Apply, Delete, Label, Scale, SetFinalizer
 from perch.status import Event, format_time
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ class Outcome:
     """What the API server, or an object of somebody else in the way, did not let happen; one sentence each."""
     stale: bool = False
     """Somebody wrote in between: the next pass will see it."""
+    found: bool = False
+    """A child turned up that the watch does not show, since its labels are gone: what was decided without it is void."""
     owner: dict[str, Any] | None = None
     """The ModelDeployment as a write of its metadata returned it."""
 
@@ -49,6 +51,8 @@ async def execute(kube: Kube, cache: Cache, identity: Identity, actions: Sequenc
     for action in actions:
         try:
             await _carry_out(kube, cache, identity, action, outcome)
+            if outcome.found:
+                return outcome
         except ApiError as error:
             if "NamespaceTerminating" in error.causes or (error.status == 404 and error.message.startswith("namespaces ")):
                 raise NamespaceTerminatingError from error
@@ -76,10 +80,7 @@ async def _carry_out(kube: Kube, cache: Cache, identity: Identity, action: Actio
     log.info("%s/%s: %s", identity.namespace, identity.name, _what(action))
     match action:
         case Apply():
-            if await _taken(kube, cache, identity, action):
-                outcome.refused.append(
-                    f"{_what(action)}: an object of this name is there and is not Perch's: remove or rename it"
-                )
+            if await _is_there(kube, cache, identity, action, outcome):
                 return
             seen = cache.children(BY_KIND[action.body["kind"]], owner).get(action.body["metadata"]["name"])
             cache.absorb(await _apply(kube, action, action.resource_version or _version(seen), outcome))
@@ -87,6 +88,11 @@ async def _carry_out(kube: Kube, cache: Cache, identity: Identity, action: Actio
             seen = cache.children(DEPLOYMENT, owner).get(action.name)
             scale = {"metadata": {"resourceVersion": _version(seen)}, "spec": {"replicas": action.replicas}}
             cache.absorb(await kube.patch(DEPLOYMENT, identity.namespace, action.name, scale))
+        case Label():
+            kind = BY_KIND[action.kind]
+            seen = cache.children(kind, owner).get(action.name)
+            labels = {"metadata": {"resourceVersion": _version(seen), "labels": dict(action.labels)}}
+            cache.absorb(await kube.patch(kind, identity.namespace, action.name, labels))
         case Delete():
             kind = BY_KIND[action.kind]
             known = cache.children(kind, owner).get(action.name)
@@ -117,18 +123,30 @@ def _version(seen: Mapping[str, Any] | None) -> str | None:
     return str(seen["metadata"]["resourceVersion"]) if seen else None
 
 
-async def _taken(kube: Kube, cache: Cache, identity: Identity, action: Apply) -> bool:
-    """Whether somebody else's object has the name of one that we are about to make. Server-side apply would take it over."""
+async def _is_there(kube: Kube, cache: Cache, identity: Identity, action: Apply, outcome: Outcome) -> bool:
+    """Whether an object that we are about to make is there already, unseen by the watch: ours without its labels, or somebody
+    else's. Server-side apply would take that over, and render the pods of the other anew."""
     kind, name = BY_KIND[action.body["kind"]], action.body["metadata"]["name"]
     if name in cache.children(kind, (identity.namespace, identity.name)):
         return False
     try:
-        labels = (await kube.get(kind, identity.namespace, name))["metadata"].get("labels", {})
+        found = await kube.get(kind, identity.namespace, name)
     except ApiError as error:
         if error.status == 404:
             return False
         raise
-    return bool(labels.get(LABEL_MANAGED_BY) != FIELD_MANAGER or labels.get(LABEL_OWNER) != identity.name)
+    if controller(found) == identity.uid:
+        cache.absorb({"kind": kind.kind, "apiVersion": kind.api_version, **found})
+        outcome.found = True
+        return True
+    labels = found["metadata"].get("labels", {})
+    if labels.get(LABEL_MANAGED_BY) == FIELD_MANAGER and labels.get(LABEL_OWNER) == identity.name:
+        return False
+    outcome.refused.append(
+        f"{_what(action)}: another object has this name and is not Perch's, so Perch leaves it alone. Give the ModelDeployment "
+        "another name, or delete that object if nothing uses it"
+    )
+    return True
 
 
 def _what(action: Action) -> str:
@@ -139,6 +157,8 @@ def _what(action: Action) -> str:
             return f"scale Deployment {action.name} to {action.replicas}"
         case Delete():
             return f"delete {action.kind} {action.name}"
+        case Label():
+            return f"label {action.kind} {action.name}"
         case SetFinalizer():
             return "set finalizer" if action.present else "release finalizer"
 

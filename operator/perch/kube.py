@@ -55,6 +55,8 @@ CHILDREN = (JOB, DEPLOYMENT, SERVICE, POD, BUDGET, AUTOSCALER, ROUTE, POLICY)
 BY_KIND = {kind.kind: kind for kind in (*CHILDREN, MODEL_DEPLOYMENT)}
 
 
+Selector = Mapping[str, str]
+"""`labelSelector`, `fieldSelector`, or both."""
 SILENCE = (aiohttp.ClientError, TimeoutError, OSError)
 """What a request raises that got no answer."""
 
@@ -192,10 +194,10 @@ class Kube:
             if error.status != 404:
                 raise
 
-    async def list(self, kind: Kind, namespace: str | None, selector: str) -> tuple[list[dict[str, Any]], str]:
-        """All objects of a kind with the labels, and the resourceVersion to watch from."""
+    async def list(self, kind: Kind, namespace: str | None, selector: Selector) -> tuple[list[dict[str, Any]], str]:
+        """All objects of a kind that the selector takes, and the resourceVersion to watch from."""
         items: list[dict[str, Any]] = []
-        query = {"labelSelector": selector, "limit": "500"}
+        query = {**selector, "limit": "500"}
         while True:
             page = await self.request("GET", kind.path(namespace), query=query)
             items += page.get("items", [])
@@ -205,7 +207,7 @@ class Kube:
             query["continue"] = after
 
     async def watch(
-        self, kind: Kind, namespace: str | None, selector: str, resource_version: str
+        self, kind: Kind, namespace: str | None, selector: Selector, resource_version: str
     ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Changes since `resource_version`, bookmarks included, until the server ends it. Raises ApiError(410) when too old."""
 
@@ -213,7 +215,7 @@ class Kube:
             self.requests += 1
             query = [
                 ("watch", "true"),
-                ("labelSelector", selector),
+                *selector.items(),
                 ("allowWatchBookmarks", "true"),
                 ("resourceVersion", str(params["resource_version"])),
                 ("timeoutSeconds", str(WATCH_SECONDS)),

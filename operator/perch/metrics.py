@@ -12,6 +12,9 @@ WRITES = Counter("perch_writes_total", "Writes to the API server, by action.", [
 VERSIONS = Gauge("perch_versions", "Versions of all ModelDeployments, by phase.", ["phase"])
 MODEL_DEPLOYMENTS = Gauge("perch_model_deployments", "ModelDeployments, by reason of their Ready condition.", ["reason"])
 QUEUE_DEPTH = Gauge("perch_queue_depth", "ModelDeployments that wait for a pass.")
+WATCHES = Gauge(
+    "perch_watch_up", "1 while a kind is watched, 0 while it cannot be; namespace is empty for all.", ["kind", "namespace"]
+)
 LEADER = Gauge("perch_leader", "1 in the replica that holds the Lease.")
 API_REQUESTS = Gauge("perch_api_requests", "Requests sent to the API server since start, watches included.")
 SCRAPES = Counter("perch_scrapes_total", "Questions to pods (triton) and to Prometheus servers, by result.", ["source", "result"])

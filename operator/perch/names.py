@@ -84,6 +84,13 @@ def export_job_name(name: str, version: int, revision: str) -> str:
     return f"{name}-v{version}-{revision}"
 
 
+def export_of(name: str, child: str) -> tuple[int, str] | None:
+    """The reverse of `export_job_name`: version and revision."""
+    serving, _, revision = child.rpartition("-")
+    version = version_of(name, serving)
+    return (version, revision) if version is not None and revision else None
+
+
 def export_policy_name(name: str) -> str:
     """Name of the NetworkPolicy of all export pods."""
     return f"{name}-export"
@@ -91,6 +98,12 @@ def export_policy_name(name: str) -> str:
 
 def cleanup_job_name(name: str, revision: str) -> str:
     return f"{name}-{revision}-delete"
+
+
+def cleanup_of(name: str, child: str) -> str | None:
+    """The reverse of `cleanup_job_name`: the revision."""
+    revision = child.removeprefix(f"{name}-").removesuffix("-delete")
+    return revision if revision and child == cleanup_job_name(name, revision) else None
 
 
 def artifact_uri(repository_uri: str, namespace: str, name: str, version: int, revision: str) -> str:
@@ -106,6 +119,25 @@ def child_labels(name: str, component: str, version: int | None = None) -> dict[
     if version is not None:
         labels[LABEL_VERSION] = str(version)
     return labels
+
+
+def identity_labels(kind: str, name: str, child: str) -> dict[str, str]:
+    """By what a child is found and told apart, from its kind and name; empty for a name that Perch gives no child."""
+    component, version = None, version_of(name, child)
+    if kind == "Job" and (export := export_of(name, child)):
+        component, version = "export", export[0]
+    elif kind == "Job" and cleanup_of(name, child):
+        component = "cleanup"
+    elif kind == "HTTPRoute" and child == name:
+        component = "route"
+    elif kind == "NetworkPolicy" and child == export_policy_name(name):
+        component = "export"
+    elif kind in ("Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler") and version is not None:
+        component = "triton"
+    if component is None:
+        return {}
+    labels = {LABEL_MANAGED_BY: FIELD_MANAGER, LABEL_OWNER: name, LABEL_COMPONENT: component}
+    return labels if version is None else {**labels, LABEL_VERSION: str(version)}
 
 
 def pod_selector(name: str, version: int) -> dict[str, str]:

@@ -11,11 +11,21 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from perch.builders.route import read_weights
-from perch.cache import Cache, Key
+from perch.cache import Cache, Key, controller, owner_name
 from perch.foreign import clean
-from perch.kube import AUTOSCALER, BUDGET, DEPLOYMENT, JOB, POD, POLICY, ROUTE, SERVICE, Kind
-from perch.names import ANNOTATION_EXPORT_HASH, ANNOTATION_REVISION, ANNOTATION_SERVING_HASH, LABEL_COMPONENT, LABEL_VERSION
-from perch.observed import Fault, JobFacts, JobState, Observed, PodTrouble, RouteFacts, ServingFacts
+from perch.kube import AUTOSCALER, BUDGET, CHILDREN, DEPLOYMENT, JOB, POD, POLICY, ROUTE, SERVICE, Kind
+from perch.names import (
+    ANNOTATION_EXPORT_HASH,
+    ANNOTATION_REVISION,
+    ANNOTATION_SERVING_HASH,
+    LABEL_COMPONENT,
+    LABEL_VERSION,
+    cleanup_of,
+    export_of,
+    identity_labels,
+    version_of,
+)
+from perch.observed import Fault, JobFacts, JobState, Observed, PodTrouble, RouteFacts, ServingFacts, Unlabelled
 from perch_exporter.contract import Accuracy, Outcome, Parity, Reason, Step, Summary
 
 Raw = Mapping[str, Any]
@@ -34,67 +44,153 @@ def observe(cache: Cache, owner: Key, uid: str) -> Observed:
     and are taken over when they are applied anew.
     """
 
-    def own(kind: Kind) -> dict[str, Raw]:
-        return {name: obj for name, obj in cache.children(kind, owner).items() if _controller(obj) == uid}
-
+    name = owner[1]
     unreadable: list[Fault] = []
 
-    def read(kind: Kind, facts: Callable[[Raw], T], objects: Iterable[Raw]) -> list[T]:
-        """Facts of each object; one that cannot be read is told, and the others are there all the same."""
+    def own(kind: Kind) -> dict[str, Raw]:
+        return {child: obj for child, obj in cache.children(kind, owner).items() if controller(obj) == uid}
+
+    def read(
+        kind: Kind, facts: Callable[[Raw], T], objects: Iterable[Raw], otherwise: Callable[[Raw], T] | None = None
+    ) -> list[T]:
+        """Facts of each object. One that cannot be read is told, and is there all the same where `otherwise` says how."""
         found = []
         for obj in objects:
             try:
                 found.append(facts(obj))
             except Exception as error:
                 unreadable.append(Fault(f"reading {kind.kind} {obj['metadata']['name']}", error))
+                if otherwise is not None:
+                    found.append(otherwise(obj))
         return found
 
     def specs(kind: Kind) -> dict[str, Raw]:
         return dict(read(kind, lambda obj: (obj["metadata"]["name"], obj["spec"]), own(kind).values()))
 
-    pods = list(cache.children(POD, owner).values())
-    jobs = list(own(JOB).values())
-    route = own(ROUTE).get(owner[1])
-    servings = read(DEPLOYMENT, lambda deployment: serving_facts(deployment, pods), own(DEPLOYMENT).values())
+    pods = read(POD, _readable, cache.children(POD, owner).values())
+    servings = read(
+        DEPLOYMENT,
+        lambda deployment: serving_facts(deployment, pods),
+        (d for child, d in own(DEPLOYMENT).items() if version_of(name, child) is not None),
+        lambda deployment: _bare_serving(deployment, name),
+    )
+
+    def jobs(which: Callable[[str, str], object]) -> tuple[JobFacts, ...]:
+        found = (job for child, job in own(JOB).items() if which(name, child))
+        return tuple(read(JOB, lambda job: job_facts(job, pods, cache.job_words), found, lambda job: _bare_job(job, name)))
+
     return Observed(
-        exports=tuple(read(JOB, lambda job: job_facts(job, pods), (j for j in jobs if _label(j, LABEL_COMPONENT) == "export"))),
-        cleanups=tuple(read(JOB, lambda job: job_facts(job, pods), (j for j in jobs if _label(j, LABEL_COMPONENT) == "cleanup"))),
+        exports=jobs(export_of),
+        cleanups=jobs(cleanup_of),
         servings={facts.version: facts for facts in servings},
         exporting=frozenset(_revision(p) for p in pods if _label(p, LABEL_COMPONENT) == "export" and _alive(p)),
         services=specs(SERVICE),
         budgets=specs(BUDGET),
         autoscalers=specs(AUTOSCALER),
         policies=specs(POLICY),
-        route=next(iter(read(ROUTE, lambda found: route_facts(found, owner[1]), [route] if route else [])), None),
+        route=next(
+            (
+                facts
+                for facts in read(
+                    ROUTE,
+                    lambda route: route_facts(route, name),
+                    (route for child, route in own(ROUTE).items() if child == name),
+                    lambda route: _bare_route(route, name),
+                )
+                if facts is not None
+            ),
+            None,
+        ),
         gateway_api=cache.gateway_api,
         unreadable=tuple(unreadable),
+        unlabelled=tuple(found for kind in CHILDREN for found in _unlabelled(kind, name, own(kind))),
     )
 
 
-def job_facts(job: Raw, pods: Iterable[Raw]) -> JobFacts:
-    """An export or cleanup Job with the summary that its newest pod left as a termination message."""
+def _unlabelled(kind: Kind, name: str, children: Mapping[str, Raw]) -> Iterable[Unlabelled]:
+    """Children that somebody took labels off: the watch would show them no more."""
+    for child, obj in children.items():
+        labels, found = identity_labels(kind.kind, name, child), obj["metadata"].get("labels") or {}
+        if any(found.get(label) != value for label, value in labels.items()) and not _leaving(obj):
+            yield Unlabelled(kind.kind, child, labels)
+
+
+def _readable(pod: Raw) -> Raw:
+    """The pod, where all that is read of pods can be read of it."""
+    pod_words(pod), pod_trouble(pod), _summary(pod), _version(pod), _leaving(pod)
+    return pod
+
+
+def _bare_serving(deployment: Raw, name: str) -> ServingFacts:
+    """A Deployment that cannot be read: it is there, and what it answers it goes on answering."""
+    status = deployment.get("status")
+    ready = status.get("readyReplicas") if isinstance(status, Mapping) else None
+    return ServingFacts(
+        version=version_of(name, deployment["metadata"]["name"]) or 0,
+        revision="",
+        serving_hash="",
+        replicas=0,
+        ready=ready if isinstance(ready, int) else 0,
+        words="its Deployment cannot be read",
+        readable=False,
+    )
+
+
+def _bare_job(job: Raw, name: str) -> JobFacts:
+    """A Job that cannot be read: nothing is started beside it, and nothing published is believed of it."""
+    child = job["metadata"]["name"]
+    version, revision = export_of(name, child) or (None, cleanup_of(name, child) or "")
+    return JobFacts(name=child, revision=revision, version=version, state=JobState.RUNNING, words="the Job cannot be read")
+
+
+def _bare_route(route: Raw, name: str) -> RouteFacts | None:
+    """A route of which only the spec can be read; None where that cannot either, so that it is written anew."""
+    try:
+        weights = read_weights(route["spec"], name)
+    except Exception:
+        return None
+    return RouteFacts(
+        weights=weights,
+        spec=route["spec"],
+        resource_version=str(route["metadata"]["resourceVersion"]),
+        accepted=False,
+        reason="Unreadable",
+        message="what the Gateway says of the HTTPRoute cannot be read",
+    )
+
+
+def job_facts(job: Raw, pods: Iterable[Raw], words_of: Callable[[str], str | None] = lambda _: None) -> JobFacts:
+    """An export or cleanup Job with the summary that its newest pod left as a termination message.
+
+    `words_of`: why the Job of this UID got no pod, where the Job controller said so.
+    """
     status = job.get("status", {})
     ended = {c["type"]: c for c in status.get("conditions", []) if c.get("status") == "True"}
     end = ended.get("Complete") or ended.get("Failed")
     state = JobState.SUCCEEDED if "Complete" in ended else JobState.FAILED if "Failed" in ended else JobState.RUNNING
     uid = job["metadata"]["uid"]
-    own = sorted((p for p in pods if _controller(p) == uid), key=lambda p: p["metadata"]["creationTimestamp"])
+    own = sorted((p for p in pods if controller(p) == uid), key=lambda p: p["metadata"]["creationTimestamp"])
     newest = own[-1] if own else None
     # A new attempt has nothing to say yet: why the one before it ended is what a reader wants to know meanwhile.
     words = next((said for said in map(pod_words, reversed(own[-2:])) if said), None)
+    if newest is None and (refused := words_of(uid)):
+        words = clean(refused)
     late = state is JobState.FAILED and end is not None and end.get("reason") == "DeadlineExceeded"
     if late:
         limit = job["spec"].get("activeDeadlineSeconds")
-        words = f"it took longer than its {limit} s and was ended (DeadlineExceeded): raise builder.activeDeadlineSeconds"
+        then = f". Before that: {words}" if words else ": raise builder.activeDeadlineSeconds"
+        words = clean(f"it took longer than its {limit} s and was ended (DeadlineExceeded){then}")
     if state is JobState.RUNNING and newest is not None:
         state = _main_ended(newest) or state
     if _leaving(job):
         # Its name is taken until it is gone: as good as running.
         state = JobState.RUNNING
+    child = job["metadata"]["name"]
+    export = export_of(owner_name(job), child) if owner_name(job) else None
     return JobFacts(
-        name=job["metadata"]["name"],
-        revision=_revision(job),
-        version=_version(job),
+        name=child,
+        revision=export[1] if export else _revision(job),
+        version=export[0] if export else _version(job),
         export_hash=job["metadata"].get("annotations", {}).get(ANNOTATION_EXPORT_HASH),
         state=state,
         summary=_summary(newest) if newest else None,
@@ -117,7 +213,7 @@ def _main_ended(pod: Raw) -> JobState | None:
 
 def serving_facts(deployment: Raw, pods: Iterable[Raw]) -> ServingFacts:
     meta, spec, status = deployment["metadata"], deployment["spec"], deployment.get("status", {})
-    version = _version(deployment)
+    version = _version_by_name(deployment)
     own = [p for p in pods if _label(p, LABEL_COMPONENT) == "triton" and _version(p) == version and not _leaving(p)]
     words = [w for w in (pod_words(p) for p in own) if w]
     words += [
@@ -449,8 +545,10 @@ def _version(obj: Raw) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _controller(obj: Raw) -> str | None:
-    return next((r["uid"] for r in obj["metadata"].get("ownerReferences", []) if r.get("controller")), None)
+def _version_by_name(obj: Raw) -> int | None:
+    """A child's name cannot be edited, its labels can."""
+    by_name = version_of(owner_name(obj), obj["metadata"]["name"])
+    return by_name if by_name is not None else _version(obj)
 
 
 def _revision(obj: Raw) -> str:

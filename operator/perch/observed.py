@@ -105,6 +105,8 @@ class ServingFacts:
     """The most serious of what is wrong with pods of the present template now."""
     resource_version: str | None = None
     """The Deployment's."""
+    readable: bool = True
+    """Else nothing but its name and its ready pods is known: it is left as it is."""
 
     @property
     def full(self) -> bool:
@@ -140,6 +142,15 @@ class RouteFacts:
 
 
 @dataclass(frozen=True)
+class Unlabelled:
+    """A child that lost labels by which it is found, and what they are."""
+
+    kind: str
+    name: str
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Observed:
     exports: tuple[JobFacts, ...] = ()
     cleanups: tuple[JobFacts, ...] = ()
@@ -160,6 +171,7 @@ class Observed:
     namespace_terminating: bool = False
     unreadable: tuple[Fault, ...] = ()
     """Children that could not be read: the others are there all the same."""
+    unlabelled: tuple[Unlabelled, ...] = ()
     watching_since: datetime | None = None
     """Since when the children have been watched without a break; None where that is not known to have been interrupted."""
     gathered: Gathered | None = None

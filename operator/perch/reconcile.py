@@ -31,7 +31,7 @@ from perch.names import FINALIZER
 from perch.observe import observe
 from perch.observed import Identity, Installation
 from perch.plan import Plan, SetFinalizer, plan, plan_invalid, say_invalid
-from perch.status import build_events, with_failures, with_faults
+from perch.status import build_events, with_blindness, with_failures, with_faults
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class Reconciler:
         self.leading = False
         """Set once the Lease is held."""
         self.queue = Queue()
-        self.cache = Cache(kube, namespaces, self.queue.add, self._clock)
+        self.cache = Cache(kube, namespaces, self.queue.add, self._clock, self._wake_namespace)
         self.gatherer = Gatherer(self.cache, self.queue.add, self._clock)
 
     def see(self, obj: Mapping[str, Any], deleted: bool) -> None:
@@ -133,6 +133,11 @@ class Reconciler:
         if known is None or not older(obj, known):
             self._objects[key] = dict(obj)
         self.queue.add(key)
+
+    def _wake_namespace(self, namespace: str | None) -> None:
+        for key in self._objects:
+            if namespace in (None, key[0]):
+                self.queue.add(key)
 
     def _drop(self, key: Key, uid: str) -> None:
         """Forget an object that is gone. A new one of the same name, whose event may come first, stays."""
@@ -152,7 +157,6 @@ class Reconciler:
         """Work until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.cache.run(), name="caches")
-            await self.cache.synced()
             group.create_task(self.queue.run_deadlines(), name="deadlines")
             group.create_task(self.gatherer.run(), name="evidence")
             for number in range(WORKERS):
@@ -194,6 +198,11 @@ class Reconciler:
         now = self._clock().replace(microsecond=0)
         identity = read_identity(obj)
         before = read_status(obj)
+        if self.cache.unseen(key[0]):
+            # What is not seen is not gone. The cache wakes the pass when it can see.
+            if self.cache.trouble(key[0]):
+                await self._tell(key, obj, before, Plan(status=before), Outcome(), now)
+            return
         decided = self._decide(obj, identity, before, now)
         for fault in decided.faults:
             log.error("%s/%s: %s: this is a defect of Perch; the rest is carried out", *key, fault, exc_info=fault.error)
@@ -217,6 +226,9 @@ class Reconciler:
             decided = self._decide(obj, identity, before, now, namespace_terminating=True)
             await post_events(self._kube, identity, decided.events, now, namespace_terminating=True)
             outcome = await execute(self._kube, self.cache, identity, [a for a in decided.actions if isinstance(a, SetFinalizer)])
+        if outcome.found:
+            self.queue.add(key)
+            return
         if outcome.owner is not None:
             seen = outcome.owner
             self._take_in(key, seen)
@@ -284,6 +296,8 @@ class Reconciler:
             after = with_faults(after, decided.faults, now)
         if outcome.refused:
             after = with_failures(after, outcome.refused, now)
+        if trouble := self.cache.trouble(key[0]):
+            after = with_blindness(after, trouble, now)
         if after != read_status(seen) and await self._save(key, seen, after) is None:
             outcome.stale = True
             return

@@ -216,12 +216,22 @@ def _traffic_accepted(facts: Facts) -> tuple[bool, str, str]:
 
 
 def with_failures(status: Status, failures: Sequence[str], now: datetime) -> Status:
-    """The status where the API server refused writes: what it said comes first, since nothing else moves until it is mended."""
-    message = "the API server refused: " + "; ".join(failures)
+    """The status where the API server refused writes: what it said comes first, since nothing else moves until it is fixed."""
+    return _unready(status, "ApplyFailed", "the API server refused: " + "; ".join(failures), now)
+
+
+def with_blindness(status: Status, trouble: str, now: datetime) -> Status:
+    """The status where Perch cannot see the children of a namespace."""
+    message = f"Perch cannot watch {trouble}. What serves goes on. Give the operator's ServiceAccount the rights of the chart"
+    return _unready(status, "WatchFailed", message, now)
+
+
+def _unready(status: Status, reason: str, message: str, now: datetime) -> Status:
+    """What is Stalled stays so."""
     kept = [c for c in status.conditions if c.type not in ("Ready", "Reconciling")]
     wanted = [
-        ("Ready", False, "ApplyFailed", message),
-        *([] if status.condition("Stalled") else [("Reconciling", True, "ApplyFailed", message)]),
+        ("Ready", False, reason, message),
+        *([] if status.condition("Stalled") else [("Reconciling", True, reason, message)]),
         *((c.type, c.status == "True", c.reason, c.message) for c in kept),
     ]
     conditions = _stamp(wanted, status.conditions, now, status.observed_generation)
@@ -285,7 +295,7 @@ def build_events(before: Status, after: Status) -> tuple[Event, ...]:
         events.append(Event("Normal", "TrafficShifted", f"the Gateway has accepted {split}"))
     old_ready, ready = before.condition("Ready"), after.condition("Ready")
     if ready and (old_ready is None or (old_ready.status, old_ready.reason) != (ready.status, ready.reason)):
-        trouble = after.condition("Stalled") is not None or ready.reason in ("ApplyFailed", "ExportRetrying")
+        trouble = after.condition("Stalled") is not None or ready.reason in ("ApplyFailed", "ExportRetrying", "WatchFailed")
         events.append(Event("Warning" if trouble else "Normal", ready.reason, ready.message))
     return tuple(events)
 

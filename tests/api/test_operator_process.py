@@ -34,7 +34,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 
 
 class Operator:
-    def __init__(self, server: ApiServer, folder: Path, name: str) -> None:
+    def __init__(self, server: ApiServer, folder: Path, name: str, **settings: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -50,6 +50,7 @@ class Operator:
             "PERCH_POD_NAME": name,
             "PERCH_HTTP_PORT": str(self.port),
             "PERCH_CLUSTER_NAME": "test",
+            **settings,
         }
         with self.log.open("wb") as log:
             self.process = subprocess.Popen([sys.executable, "-m", "perch"], env=env, stdout=log, stderr=log)

@@ -17,7 +17,7 @@ from datetime import datetime
 from perch.api import DeletionPolicy, Spec, Status, Version, VersionStatus, Weights, WeightStatus
 from perch.names import FINALIZER, serving_name
 from perch.observed import Identity, Installation, Observed
-from perch.plan.context import Action, Apply, Context, Delete, Plan, Scale, SetFinalizer, say_invalid
+from perch.plan.context import Action, Apply, Context, Delete, Label, Plan, Scale, SetFinalizer, say_invalid
 from perch.plan.exports import known_export, plan_export, plan_export_policy
 from perch.plan.removal import plan_deletion, plan_removed
 from perch.plan.rollout import (
@@ -35,7 +35,7 @@ from perch.plan.servings import keep_services, plan_serving, readiness, report_s
 from perch.status import Facts, VersionFacts, build_conditions
 from perch.traffic import decide_weights
 
-__all__ = ["Action", "Apply", "Delete", "Plan", "Scale", "SetFinalizer", "plan", "plan_invalid", "say_invalid"]
+__all__ = ["Action", "Apply", "Delete", "Label", "Plan", "Scale", "SetFinalizer", "plan", "plan_invalid", "say_invalid"]
 
 
 def plan(identity: Identity, spec: Spec, status: Status, observed: Observed, installation: Installation, now: datetime) -> Plan:
@@ -47,6 +47,7 @@ def plan(identity: Identity, spec: Spec, status: Status, observed: Observed, ins
     if wants_finalizer != (FINALIZER in identity.finalizers):
         ctx.actions.append(SetFinalizer(wants_finalizer))
 
+    ctx.actions.extend(Label(child.kind, child.name, child.labels) for child in observed.unlabelled)
     ctx.attempt("builder.networkPolicy", lambda: plan_export_policy(ctx), lambda: None)
     exported = {entry.version: _export(ctx, entry) for entry in spec.versions}
     progress = ctx.attempt("the rollout", lambda: decide_rollout(ctx, exported), lambda: as_it_stands(ctx))
@@ -63,11 +64,16 @@ def plan(identity: Identity, spec: Spec, status: Status, observed: Observed, ins
         rescue=is_desperate(ctx, progress),
     )
     inspected = progress.out.version if progress.out else None
-    retired = plan_retirement(ctx, versions, set(replicas), inspected, target, progress.watched_until)
+    before = dict(versions)
+    retired, versions = ctx.attempt(
+        "what leaves the traffic",
+        lambda: (plan_retirement(ctx, versions, set(replicas), inspected, target, progress.watched_until), versions),
+        lambda: (set[int](), before),
+    )
     canary = spec.traffic.canary
     trial = canary if canary is not None and progress.itself and versions[canary].readiness.able else None
     weights = plan_route(ctx, target, retired, trial=trial)
-    keep_services(ctx, weights or {})
+    ctx.attempt("the Services of the route", lambda: keep_services(ctx, weights or {}), lambda: None)
     gone = ctx.attempt("versions that left the spec", lambda: plan_removed(ctx, versions), lambda: _still_known(ctx))
     ctx.attempt("what is left of versions", lambda: sweep(ctx, set(replicas)), lambda: None)
 
@@ -86,7 +92,7 @@ def plan(identity: Identity, spec: Spec, status: Status, observed: Observed, ins
         route=observed.route,
         rewritten=any(map(_sets_weights, ctx.actions)),
         gateway_api=observed.gateway_api,
-        removable=tuple(sorted(set(versions) - {spec.traffic.stable, canary})),
+        removable=tuple(sorted({e.version for e in spec.versions} - {spec.traffic.stable, canary})),
     )
     new_status = new_status.model_copy(update={"conditions": build_conditions(facts, status.conditions, now)})
     # Traffic first: what keeps a Job from being made must not keep a rollback waiting.

@@ -43,11 +43,20 @@ class Delete:
 
 
 @dataclass(frozen=True)
+class Label:
+    """Put labels back that somebody took off or changed. Nothing else of the object is touched."""
+
+    kind: str
+    name: str
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class SetFinalizer:
     present: bool
 
 
-Action = Apply | Scale | Delete | SetFinalizer
+Action = Apply | Scale | Delete | Label | SetFinalizer
 T = TypeVar("T")
 
 

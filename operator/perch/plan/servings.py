@@ -21,7 +21,7 @@ def wanted_hash(ctx: Context, exported: VersionStatus) -> str:
 def conflicts(ctx: Context, exported: VersionStatus) -> bool:
     """Whether pods of this number still run another content: the entry was removed and put back changed."""
     serving = ctx.observed.servings.get(exported.version)
-    return serving is not None and serving.revision != exported.artifact_revision
+    return serving is not None and serving.readable and serving.revision != exported.artifact_revision
 
 
 def foreign_plan(ctx: Context, exported: VersionStatus) -> tuple[str, str] | None:
@@ -69,7 +69,9 @@ def plan_serving(ctx: Context, entry: Version, exported: VersionStatus, wanted: 
     """Run a version with `wanted` pods once it is published, or with None leave it alone; report how it stands."""
     serving = ctx.observed.servings.get(entry.version)
     conflict, foreign = conflicts(ctx, exported), foreign_plan(ctx, exported)
-    if wanted is not None and exported.artifact_digest is not None and not conflict and not (foreign and serving is None):
+    unreadable = serving is not None and not serving.readable
+    blocked = conflict or unreadable or (foreign is not None and serving is None)
+    if wanted is not None and exported.artifact_digest is not None and not blocked:
         _apply_serving(ctx, entry, exported, serving, wanted, frozen=foreign is not None)
     return report_serving(ctx, entry, exported, wanted)
 

@@ -146,7 +146,9 @@ class Leader:
         """See everything as it is now."""
         cache = self.reconciler.cache
         for kind in CHILDREN:
-            cache._objects[kind.kind].clear()
+            cache._mark_listed(kind, None)
+            for place in list(cache._owners[kind.kind]):
+                cache._remove(kind.kind, place)
             for obj in self.store.of(kind):
                 cache.absorb(copy.deepcopy(obj))
         for obj in self.store.of(MODEL_DEPLOYMENT):

@@ -852,6 +852,7 @@ async def test_a_pass_sees_what_was_gathered_and_says_what_to_gather(monkeypatch
         return Plan(aim=wanted.pop(0))
 
     monkeypatch.setattr(reconcile, "plan", plan)
+    monkeypatch.setattr(reconciler.cache, "unseen", lambda namespace: ())
     reconciler.see(obj, deleted=False)
     for _ in range(4):
         await reconciler._guarded_pass(KEY)

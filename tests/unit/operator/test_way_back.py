@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import pytest
@@ -19,15 +19,15 @@ from hypothesis import strategies as st
 from perch.api import Status
 from perch.builders.route import MOST_BACKENDS
 from perch.cache import Cache
-from perch.kube import DEPLOYMENT, JOB, ROUTE
+from perch.kube import DEPLOYMENT, JOB, POD, ROUTE
 from perch.names import LABEL_COMPONENT, LABEL_OWNER, LABEL_VERSION
 from perch.observe import observe
-from perch.observed import PodTrouble
-from perch.plan import Apply, Plan
+from perch.observed import JobState, PodTrouble
+from perch.plan import Apply, Label, Plan, plan
 from perch.status import with_failures, with_faults
 
 from .test_rollout import commit, go_through, message, releasing, rollout, until_accepted
-from .world import World, entry, spec
+from .world import INSTALLATION, START, World, entry, spec
 
 KINDS = ("Job", "Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy", "HTTPRoute")
 BUILDERS = (
@@ -35,7 +35,11 @@ BUILDERS = (
     "perch.plan.exports.build_export_policy",
     "perch.plan.servings.build_deployment",
     "perch.plan.servings.build_budget",
+    "perch.plan.servings.build_service",
+    "perch.plan.servings.build_autoscaler",
     "perch.plan.routing.build_route",
+    "perch.plan.plan_retirement",
+    "perch.plan.keep_services",
     "perch.plan.plan_removed",
     "perch.plan.sweep",
 )
@@ -325,6 +329,7 @@ class _Children(Cache):
     """Children as a watch would have brought them."""
 
     def __init__(self, **objects: list[dict[str, Any]]) -> None:
+        super().__init__(cast(Any, None), (), lambda key: None, lambda: START)
         self.found = objects
 
     def children(self, kind: Any, owner: Any) -> dict[str, dict[str, Any]]:
@@ -337,7 +342,8 @@ class _Children(Cache):
 
 def child(name: str, component: str = "triton", **body: Any) -> dict[str, Any]:
     labels = {LABEL_OWNER: "digits", LABEL_COMPONENT: component, LABEL_VERSION: "1"}
-    owner = {"uid": "uid-1", "controller": True}
+    owner = {"apiVersion": "serving.perch.dev/v1alpha1", "kind": "ModelDeployment", "name": "digits"}
+    owner |= {"uid": "uid-1", "controller": True}
     return {"metadata": {"name": name, "labels": labels, "ownerReferences": [owner], "resourceVersion": "1"}, **body}
 
 
@@ -351,9 +357,82 @@ def test_a_child_that_cannot_be_read_hides_no_other() -> None:
         }
     )
     seen = observe(cache, ("vision", "digits"), "uid-1")
-    assert {v: s.ready for v, s in seen.servings.items()} == {1: 2}
+    assert {v: (s.ready, s.readable) for v, s in seen.servings.items()} == {1: (2, True), 2: (0, False)}
+    assert [(j.name, j.version, j.state) for j in seen.exports] == [("digits-v1-0123abcd", 1, JobState.RUNNING)]
     parts = {fault.part for fault in seen.unreadable}
     assert parts == {"reading Deployment digits-v2", "reading Job digits-v1-0123abcd", "reading HTTPRoute digits"}
+
+
+def test_a_pod_that_cannot_be_read_hides_neither_its_version_nor_the_other_pods() -> None:
+    owner = {"uid": "rs-1", "controller": True}
+    odd = child("digits-v1-x", status={"phase": "Running", "conditions": [{}]})
+    odd["metadata"]["ownerReferences"] = [owner]
+    crashing = {"name": "triton", "restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
+    sound = child("digits-v1-y", status={"phase": "Running", "containerStatuses": [crashing]})
+    serving = child("digits-v1", spec={"replicas": 2, "template": {}}, status={"readyReplicas": 1})
+    seen = observe(_Children(**{DEPLOYMENT.kind: [serving], POD.kind: [odd, sound]}), ("vision", "digits"), "uid-1")
+    assert [fault.part for fault in seen.unreadable] == ["reading Pod digits-v1-x"]
+    assert seen.servings[1].ready == 1
+    trouble = seen.servings[1].trouble
+    assert trouble is not None
+    assert trouble.reason == "CrashLoop"
+
+
+def test_a_route_whose_status_cannot_be_read_still_tells_its_weights() -> None:
+    backends = [{"name": "digits-v1", "weight": 60}, {"name": "digits-v2", "weight": 40}]
+    found = child("digits", "route", spec={"rules": [{"backendRefs": backends}]}, status={"parents": 7})
+    found["metadata"] |= {"namespace": "vision", "generation": 1}
+    seen = observe(_Children(**{ROUTE.kind: [found]}), ("vision", "digits"), "uid-1")
+    assert seen.route is not None
+    assert dict(seen.route.weights) == {1: 60, 2: 40}
+    assert not seen.route.accepted
+
+
+@pytest.mark.parametrize("version", [1, 2], ids=["stable", "the canary"])
+def test_pods_whose_deployment_cannot_be_read_are_left_alone_and_keep_no_revert_waiting(version: int) -> None:
+    world = in_mid_rollout()
+    bare = replace(world.servings[version], revision="", serving_hash="", replicas=0, readable=False)
+    world.servings[version] = bare
+    rendered = list(world.rendered)
+    for _ in range(3):
+        world.step()
+    assert world.weights == {1: 50, 2: 50}
+    assert world.rendered == rendered, "nothing is rendered over what is not known"
+    assert world.servings[version] == bare
+    if version == 2:
+        revert(world)
+        for _ in range(3):
+            world.step()
+            world.accept()
+        assert world.weights == {1: 100}
+
+
+def test_children_are_known_by_their_owner_and_their_name_and_lost_labels_are_put_back() -> None:
+    bare: dict[str, Any] = {"labels": None}
+    serving = child("digits-v2", spec={"replicas": 1, "template": {}}, status={"readyReplicas": 1})
+    job = child("digits-v1-0123abcd", "export", spec={}, status={})
+    somebodys = child("digits-v2-copy", spec={"replicas": 1, "template": {}}, status={"readyReplicas": 1})
+    for each in (serving, job, somebodys):
+        each["metadata"] |= bare
+    job["metadata"]["uid"] = "job-1"
+    route = child("digits", "route", spec={"rules": []}, status={})
+    route["metadata"] |= {"namespace": "vision", "generation": 1}
+    route["metadata"]["labels"] = {LABEL_OWNER: "another"}
+    found = {DEPLOYMENT.kind: [serving, somebodys], JOB.kind: [job], ROUTE.kind: [route]}
+    seen = observe(_Children(**found), ("vision", "digits"), "uid-1")
+    assert set(seen.servings) == {2}
+    assert seen.servings[2].ready == 1
+    assert [(j.version, j.revision) for j in seen.exports] == [(1, "0123abcd")]
+    assert {(u.kind, u.name): u.labels[LABEL_COMPONENT] for u in seen.unlabelled} == {
+        ("Deployment", "digits-v2"): "triton",
+        ("Job", "digits-v1-0123abcd"): "export",
+        ("HTTPRoute", "digits"): "route",
+    }
+    world = in_mid_rollout()
+    decided = plan(
+        world.identity, world.spec, world.status, replace(world.observe(), unlabelled=seen.unlabelled), INSTALLATION, world.now
+    )
+    assert {a.name for a in decided.actions if isinstance(a, Label)} == {"digits-v2", "digits-v1-0123abcd", "digits"}
 
 
 def streams(world: World) -> str:
