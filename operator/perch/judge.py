@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from fractions import Fraction
 
+from perch import words
 from perch.api import Analysis, Evidence, HungPod, MetricQuery, MetricStatus, Tally
 from perch.counters import add
 from perch.durations import parse_duration
@@ -387,8 +388,8 @@ def _lack(evidence: Evidence, analysis: Analysis, terms: _Terms, now: datetime, 
     seen = evidence.step_canary.requests
     if seen < terms.needed:
         return "TooFewRequests", (
-            f"the canary has answered {seen} requests in this step and {terms.needed} are needed: with fewer, a share of "
-            f"{_percent(terms.max_error_rate)} failed (maxErrorRate) could stay unseen"
+            f"the canary has answered {words.count(seen, 'request')} in this step and {terms.needed} are needed: "
+            f"with fewer, a share of {_percent(terms.max_error_rate)} failed (maxErrorRate) could stay unseen"
         )
     return None
 
@@ -416,7 +417,7 @@ def _compare(evidence: Evidence, count: Count, verb: str, whole: Count) -> str:
 
 def _of(some: int, all_of_them: int) -> str:
     share = f" ({_percent(some / all_of_them)})" if all_of_them else ""
-    return f"{some:,} of {all_of_them:,} requests{share}"
+    return f"{some:,} of {words.count(all_of_them, 'request')}{share}"
 
 
 def _percent(share: float) -> str:

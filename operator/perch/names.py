@@ -121,8 +121,13 @@ def child_labels(name: str, component: str, version: int | None = None) -> dict[
     return labels
 
 
-def identity_labels(kind: str, name: str, child: str) -> dict[str, str]:
-    """By what a child is found and told apart, from its kind and name; empty for a name that Perch gives no child."""
+def pod_selector(name: str, version: int) -> dict[str, str]:
+    """Selector of a version's Triton pods. Immutable in a Deployment: never change it."""
+    return {LABEL_OWNER: name, LABEL_VERSION: str(version), LABEL_COMPONENT: "triton"}
+
+
+def labels_of(kind: str, name: str, child: str) -> dict[str, str]:
+    """The labels of a child, from its kind and name; empty for a name that Perch gives no child."""
     component, version = None, version_of(name, child)
     if kind == "Job" and (export := export_of(name, child)):
         component, version = "export", export[0]
@@ -134,12 +139,4 @@ def identity_labels(kind: str, name: str, child: str) -> dict[str, str]:
         component = "export"
     elif kind in ("Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler") and version is not None:
         component = "triton"
-    if component is None:
-        return {}
-    labels = {LABEL_MANAGED_BY: FIELD_MANAGER, LABEL_OWNER: name, LABEL_COMPONENT: component}
-    return labels if version is None else {**labels, LABEL_VERSION: str(version)}
-
-
-def pod_selector(name: str, version: int) -> dict[str, str]:
-    """Selector of a version's Triton pods. Immutable in a Deployment: never change it."""
-    return {LABEL_OWNER: name, LABEL_VERSION: str(version), LABEL_COMPONENT: "triton"}
+    return child_labels(name, component, version) if component else {}

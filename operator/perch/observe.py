@@ -22,7 +22,7 @@ from perch.names import (
     LABEL_VERSION,
     cleanup_of,
     export_of,
-    identity_labels,
+    labels_of,
     version_of,
 )
 from perch.observed import Fault, JobFacts, JobState, Observed, PodTrouble, RouteFacts, ServingFacts, Unlabelled
@@ -110,7 +110,7 @@ def observe(cache: Cache, owner: Key, uid: str) -> Observed:
 def _unlabelled(kind: Kind, name: str, children: Mapping[str, Raw]) -> Iterable[Unlabelled]:
     """Children that somebody took labels off: the watch would show them no more."""
     for child, obj in children.items():
-        labels, found = identity_labels(kind.kind, name, child), obj["metadata"].get("labels") or {}
+        labels, found = labels_of(kind.kind, name, child), obj["metadata"].get("labels") or {}
         if any(found.get(label) != value for label, value in labels.items()) and not _leaving(obj):
             yield Unlabelled(kind.kind, child, labels)
 
@@ -319,9 +319,7 @@ def _pod_words(pod: Raw) -> str | None:
     containers = {c["name"]: c for c in status.get("containerStatuses", [])}
     golden = containers.get("golden", {})
     if containers.get("triton", {}).get("ready") and not golden.get("ready") and golden.get("state", {}).get("running"):
-        return (
-            f"Triton is ready and the golden check has not passed yet: kubectl logs {pod['metadata']['name']} -c golden says why"
-        )
+        return f"Triton is ready and the golden check runs: kubectl logs {pod['metadata']['name']} -c golden tells how far it is"
     if status.get("phase") == "Failed":
         return status.get("message") or status.get("reason") or "the pod failed"
     return None
@@ -404,12 +402,17 @@ def _killed_or_crashing(pod: Raw, triton: Raw) -> PodTrouble | None:
     again = triton.get("restartCount", 0) >= 2 and bool(end) and _lasted(end) < LOOP
     if not (backing_off or again):
         return None
-    last = (
-        f", last with code {end['exitCode']}: {_error_message('triton', end.get('message')) or end.get('reason', '')}"
-        if end
-        else ""
-    )
-    return PodTrouble("CrashLoop", f"triton crashes again and again{last}", _time(end.get("finishedAt")))
+    return PodTrouble("CrashLoop", _again_and_again(end), _time(end.get("finishedAt")))
+
+
+def _again_and_again(end: Raw) -> str:
+    """How triton ends each time. Code 0 is no crash: somebody asked it to end, and it did."""
+    if not end:
+        return "triton crashes again and again"
+    if end.get("exitCode") == 0:
+        return "triton is stopped and started again and again (last code 0): does its liveness probe fail? kubectl describe tells"
+    said = _error_message("triton", end.get("message")) or end.get("reason", "")
+    return f"triton crashes again and again, last with code {end.get('exitCode')}: {said}"
 
 
 def _unschedulable(pod: Raw) -> PodTrouble | None:

@@ -14,6 +14,7 @@ from typing import Literal
 from perch.api import AccuracyStatus, Condition, ParityStatus, Phase, Status, VersionStatus
 from perch.observed import Fault, RouteFacts
 from perch.traffic import NOT_READY, Readiness
+from perch.words import are, count
 
 MESSAGE_LIMIT = 2048
 FAULTS_LIMIT = 1000
@@ -106,7 +107,7 @@ def judge(facts: Facts) -> Verdict:
     pair += [facts.canary] if facts.canary and not facts.aborted else []
     for version in pair:
         # How long a canary may take to start is the rollout's own question (progressDeadline).
-        if verdict := _stalled(version, deadline=version is facts.stable):
+        if verdict := _stalled(version, deadline=version is facts.stable, serving=any(facts.serving.values())):
             return verdict
     if facts.aborted and facts.rollout is not None:
         return facts.rollout
@@ -116,24 +117,26 @@ def judge(facts: Facts) -> Verdict:
     return _traffic_under_way(facts) or facts.rollout or _well(facts)
 
 
-def _stalled(facts: VersionFacts, *, deadline: bool) -> Verdict | None:
+def _stalled(facts: VersionFacts, *, deadline: bool, serving: bool) -> Verdict | None:
+    """`serving`: something of this ModelDeployment answers, and goes on."""
     number, said = facts.status.version, facts.status.message or "no reason given"
+    goes_on = ". What serves goes on serving" if serving else ""
     if facts.conflict:
         return Verdict(
             "Stalled",
             "VersionReused",
             f"version {number} was removed and put back with other content while pods of the former one still run: "
-            "list it under a new version number (the former pods go on serving)",
+            f"list it under a new version number{goes_on}",
         )
     if facts.foreign is not None:
         reason, why = facts.foreign
-        return Verdict("Stalled", reason, f"{why} (what served goes on serving)")
+        return Verdict("Stalled", reason, why + goes_on)
     if facts.status.phase is Phase.FAILED and facts.status.retry_at is None:
         return Verdict(
             "Stalled",
             "ExportFailed",
-            f"version {number} cannot be exported: {said}. What served goes on serving; mend the checkpoint or its entry and "
-            "list it under a new version number, or mend what builder or runtime says of it, and it is tried again",
+            f"version {number} cannot be exported: {said}{goes_on}. Fix the checkpoint or its entry and list it under a "
+            "new version number, or fix what builder or runtime says of it, and it is tried again",
         )
     if deadline and facts.deadline_exceeded and not facts.rolled:
         return Verdict("Stalled", "ProgressDeadlineExceeded", f"version {number} does not become ready: {said}")
@@ -155,7 +158,7 @@ def _under_way(facts: VersionFacts) -> Verdict | None:
         return Verdict(
             "Reconciling",
             "Starting",
-            f"version {number}: {status.ready_replicas} of {status.replicas} pods are ready{said}",
+            f"version {number}: {status.ready_replicas} of {count(status.replicas, 'pod')} {are(status.replicas)} ready{said}",
         )
     if not facts.rolled:
         return Verdict("Reconciling", "RollingUpdate", f"version {number} is taking over the new runtime{said}")
@@ -222,7 +225,7 @@ def with_failures(status: Status, failures: Sequence[str], now: datetime) -> Sta
 
 def with_blindness(status: Status, trouble: str, now: datetime) -> Status:
     """The status where Perch cannot see the children of a namespace."""
-    message = f"Perch cannot watch {trouble}. What serves goes on. Give the operator's ServiceAccount the rights of the chart"
+    message = f"Perch cannot watch {trouble}. Give the operator's ServiceAccount the rights of the chart"
     return _unready(status, "WatchFailed", message, now)
 
 
@@ -241,7 +244,7 @@ def _unready(status: Status, reason: str, message: str, now: datetime) -> Status
 def with_faults(status: Status, faults: Sequence[Fault], now: datetime) -> Status:
     """The status where parts of a pass failed by a defect of Perch. What is Stalled stays so; nothing is called Ready."""
     said = "; ".join(map(str, faults))[:FAULTS_LIMIT]
-    message = f"Perch failed at {said}. What serves goes on, and the rest of the spec is carried out: its log says more"
+    message = f"Perch failed at {said}. The rest of the spec is carried out. The operator's log says more: please report it"
     kept = [c for c in status.conditions if c.type not in ("Ready", "Reconciling")]
     wanted = [
         ("Ready", False, "InternalError", message),
@@ -323,7 +326,11 @@ def _phase_event(version: VersionStatus, old: VersionStatus | None) -> Event | N
             away = was in (Phase.DRAINING, Phase.ABORTED, Phase.SERVING, Phase.STARTING)
             return Event("Normal", "VersionScaledAway", f"version {number} left the traffic, its pods are gone") if away else None
         case Phase.STARTING:
-            return Event("Normal", "VersionStarting", f"version {number}: {version.replicas} pods are starting")
+            return Event(
+                "Normal",
+                "VersionStarting",
+                f"version {number}: {count(version.replicas, 'pod')} {are(version.replicas)} starting",
+            )
         case Phase.SERVING if old is not None and old.phase is Phase.DRAINING:
             return Event("Normal", "VersionReady", f"version {number} is back in the traffic, its pods had not left")
         case Phase.SERVING:

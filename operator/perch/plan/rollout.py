@@ -33,6 +33,7 @@ from perch.observed import ServingFacts
 from perch.plan.context import Context
 from perch.plan.servings import conflicts, foreign_plan, readiness, wanted_hash
 from perch.status import Event, Verdict, format_time, parse_time
+from perch.words import are, count
 
 CONVERGED = timedelta(seconds=1)
 """Counting begins so long after new weights were written. Most proxies have taken them in by then. Where one has not, a canary
@@ -212,7 +213,7 @@ def _dropped(gate: Accuracy | None, canary: VersionStatus, stable: VersionStatus
     if fewer <= Decimal(allowed) * ours.samples:
         return None
     return (
-        f"on the same {ours.samples:,} samples version {canary.version} has accuracy {ours.accuracy} and version "
+        f"on the same {count(ours.samples, 'sample')} version {canary.version} has accuracy {ours.accuracy} and version "
         f"{stable.version} {theirs.accuracy}: a drop of {fewer / ours.samples:.4f}, and "
         f"verification.accuracy.maximumDropFromStable is {allowed}"
     )
@@ -346,7 +347,7 @@ def _held(trial: _Trial) -> Progress:
         return _waiting(trial, _paused(trial))
     if ctx.now < until:
         ctx.wakes.append(until)
-        seen = f"; {trial.evidence.step_canary.requests} requests judged in this step" if _is_judged(trial) else ""
+        seen = f"; {count(trial.evidence.step_canary.requests, 'request')} judged in this step" if _is_judged(trial) else ""
         said = f"{trial.name} has {step.weight} % until {format_time(until)} at least (step {_place(trial)}){seen}"
         return _waiting(trial, ("Reconciling", "Holding", said))
     if not _is_judged(trial):
@@ -435,7 +436,7 @@ def _room(trial: _Trial) -> str:
         return ""
     left = 100 - ctx.present.get(trial.step.version, 0)
     return (
-        f"; surge is WithinReplicas: {stable.replicas} of {full} pods are stable's, each has "
+        f"; surge is WithinReplicas: {stable.replicas} of {count(full, 'pod')} {are(full)} stable's, each has "
         f"{left / max(stable.replicas, 1):.0f} % of the traffic where it would have {left / full:.0f} %"
     )
 
@@ -519,7 +520,10 @@ def _way_out(trial: _Trial, words: str) -> str:
     if plan is not None and "affinity" in words:
         labels = " and ".join(f"{label}={value}" for label, value in gpu_labels(plan.compute_capability).items())
         return f"; a TensorRT plan runs on GPUs like the one that built it, so its pods require nodes labelled {labels}"
-    return "; surge: WithinReplicas would take its pods from stable's" if trial.rollout.surge is None else ""
+    stable, scaled = trial.ctx.observed.servings.get(trial.ctx.spec.traffic.stable), trial.ctx.spec.runtime.autoscaling
+    # What stable's pods hold they can give up, all but the last one's. No node of the right kind is not theirs to give.
+    gives_room = stable is not None and stable.replicas > 1 and scaled is None and "Insufficient" in words
+    return "; surge: WithinReplicas would take its pods from stable's" if trial.rollout.surge is None and gives_room else ""
 
 
 def _abort(trial: _Trial, reason: str, why: str) -> Progress:
@@ -537,7 +541,7 @@ def _abort(trial: _Trial, reason: str, why: str) -> Progress:
         version=canary.version,
         outcome="Aborted",
         time=format_time(ctx.now),
-        message=f"at {trial.step.weight} %: {reason}: {why}"[:1024],
+        message=f"at {ctx.present.get(canary.version, 0)} %: {reason}: {why}"[:1024],
     )
     return Progress(
         evidence=trial.evidence,
@@ -598,7 +602,7 @@ def _unaccepted(trial: _Trial) -> Said:
         return "Reconciling", "RollingUpdate", f"{trial.name} is taking over its runtime, and is not judged before it has{words}"
     if not readiness(trial.serving, wanted).full:
         have = trial.serving.ready if trial.serving else 0
-        said = f"{trial.name}: {have} of the {wanted} pods for {trial.step.weight} % are ready"
+        said = f"{trial.name}: {have} of the {count(wanted, 'pod')} for {trial.step.weight} % {are(wanted)} ready"
         if trial.serving is not None and trial.serving.words:
             said += f": {trial.serving.words}"
         return "Reconciling", "Starting", said
@@ -833,13 +837,12 @@ def _ended(ctx: Context) -> tuple[Outcome, ...]:
     )
     if step is None or step.version == traffic.canary or ended:
         return history
+    has = ctx.present.get(step.version, 0)
     if step.version == traffic.stable:
-        outcome = Outcome(version=step.version, outcome="Promoted", time=format_time(ctx.now), message=f"from {step.weight} %")
+        outcome = Outcome(version=step.version, outcome="Promoted", time=format_time(ctx.now), message=f"from {has} %")
     else:
         now = f"version {traffic.canary} took its place" if traffic.canary else f"version {traffic.stable} has all traffic"
-        outcome = Outcome(
-            version=step.version, outcome="Superseded", time=format_time(ctx.now), message=f"at {step.weight} %: {now}"
-        )
+        outcome = Outcome(version=step.version, outcome="Superseded", time=format_time(ctx.now), message=f"at {has} %: {now}")
     return _add(history, outcome)
 
 

@@ -128,7 +128,9 @@ def read(*values: float | None, query: MetricQuery = QUERY) -> Evidence:
             "1000 are needed",
             id="a lower maximum needs more requests",
         ),
-        pytest.param(fold(batch(0, (1, 1), (1, 0))), PLAIN, Kind.INCONCLUSIVE, "TooFewRequests", "1 requests", id="one, failed"),
+        pytest.param(
+            fold(batch(0, (1, 1), (1, 0))), PLAIN, Kind.INCONCLUSIVE, "TooFewRequests", "1 request in", id="one, failed"
+        ),
         pytest.param(
             fold(batch(0, (40, 40), (40, 0))),
             PLAIN,

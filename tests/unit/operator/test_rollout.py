@@ -599,7 +599,9 @@ def test_a_canary_that_recovers_in_time_gets_its_weight_back_and_holds_anew() ->
 
 
 def test_a_canary_that_cannot_be_scheduled_harms_nobody_and_is_aborted_past_the_deadline_with_the_schedulers_words() -> None:
-    world = releasing(progressDeadline="5m")
+    world = World(spec(1, 2, runtime={"replicas": 2}))
+    world.settle()
+    commit(world, progressDeadline="5m", runtime={"replicas": 2})
     world.step()
     world.go_well_except_pods()
     world.step()
@@ -632,7 +634,7 @@ def test_a_plan_for_which_no_node_has_the_right_gpu_names_the_labels_and_not_a_w
     plans = {
         "versions": [entry(version, conversion={"target": "TensorRT"}) for version in (1, 2)],
         "builder": {"tensorrtImage": "perch-tensorrt:25.10", "resources": gpu},
-        "runtime": {"image": "triton:25.10", "tensorrtVersion": "10.13.3.9", "resources": gpu},
+        "runtime": {"image": "triton:25.10", "tensorrtVersion": "10.13.3.9", "resources": gpu, "replicas": 2},
     }
     world = World(spec(1, 2, **plans))
     world.tooling = Tooling(torch="2", onnx="1", onnxruntime="1", opset=18, tensorrt="10.13.3.9", compute_capability="9.0")
