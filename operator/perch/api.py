@@ -143,7 +143,7 @@ LabelKey = Annotated[
 ]
 _SHORT_DOMAINS = (
     "self.all(k, k.indexOf('/') <= 253)",
-    "the part of a key before / is a domain of at most 253 characters: shorten it",
+    "the part of a key before / is a domain: give one of at most 253 characters",
 )
 LabelValue = Annotated[
     str,
@@ -278,6 +278,16 @@ class DeletionPolicy(StrEnum):
 class Repository(Model):
     """Triton's model repository: where artefacts are published, in an S3-compatible object store."""
 
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            (
+                "has(self.credentialsSecretRef) != has(self.serviceAccountName)",
+                "pods need one way to the store: give credentialsSecretRef, or serviceAccountName for workload identity",
+                ".credentialsSecretRef",
+            ),
+        )
+    )
+
     uri: S3Prefix = Field(
         description="Bucket and prefix, such as s3://models/prod. Artefacts go to "
         "<uri>/<namespace>/<name>/<version>-<artifactRevision>/. Immutable.",
@@ -286,9 +296,15 @@ class Repository(Model):
         None, description="URL of an S3-compatible server, such as http://s3.storage:9000. Omit for AWS. Immutable."
     )
     region: Region | None = Field(None, description="Region of the bucket; us-east-1 when omitted. Immutable.")
-    credentials_secret_ref: LocalRef = Field(
-        description="Secret with the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in the same namespace. "
-        "The operator never reads it; pods mount it.",
+    credentials_secret_ref: LocalRef | None = Field(
+        None,
+        description="Secret with the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_SESSION_TOKEN where the "
+        "credentials are temporary, in the same namespace. The operator never reads it; pods mount it.",
+    )
+    service_account_name: Name | None = Field(
+        None,
+        description="ServiceAccount, in place of a Secret, that AWS gives a role (IRSA or EKS Pod Identity). All pods run under "
+        "it; fetch, publish, download and delete have the role, and no other container has. See docs/security.md.",
     )
     ca_bundle_config_map_ref: ConfigMapKeyRef | None = Field(
         None,
@@ -345,7 +361,9 @@ class Checkpoint(Model):
     endpoint: HttpUri | None = Field(None, description="Another S3 endpoint than repository.endpoint, if it lies elsewhere.")
     region: Region | None = Field(None, description="Region, if not repository.region.")
     credentials_secret_ref: LocalRef | None = Field(
-        None, description="Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, if not the repository's."
+        None,
+        description="Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where they are temporary, AWS_SESSION_TOKEN, if "
+        "not the repository's credentials or identity.",
     )
 
 
@@ -879,7 +897,8 @@ class TritonModel(Model):
     accelerator: Literal["TensorRT"] | None = Field(
         None,
         description="TensorRT: Triton's ONNX backend hands the network to TensorRT on the GPU, in the file's precision. Each pod "
-        "builds its engines when it starts, for minutes, and is ready after. Needs nvidia.com/gpu in runtime.resources.limits.",
+        "builds its engines when it starts, for minutes, and is ready after. Needs a GPU, or a share of one, in "
+        "runtime.resources.limits or by a claim.",
     )
 
     @property
@@ -1430,10 +1449,36 @@ _RESOURCE_NAMES = (
     "self.all(k, k in ['cpu', 'memory', 'ephemeral-storage'] || k.startsWith('hugepages-') || k.contains('/'))",
     "a resource is cpu, memory, ephemeral-storage, hugepages-<size>, or has a domain: write nvidia.com/gpu for a GPU",
 )
+_RESOURCE_DOMAINS = (
+    "self.all(k, !k.contains('/') || (k.indexOf('/') <= 244 && !k.startsWith('requests.') && !k.contains('kubernetes.io/')))",
+    "no device has such a name: write the one that the node's allocatable shows, such as nvidia.com/gpu",
+)
+_BYTES_HAVE_UNITS = (
+    "['memory', 'ephemeral-storage'].all(k, !(k in self) || !isQuantity(string(self[k])) || "
+    "quantity(string(self[k])).compareTo(quantity('1Mi')) >= 0)",
+    "memory and ephemeral-storage are numbers of bytes, 1Mi or more: write them with their unit, such as 8Gi",
+)
+_SOME_CPU = (
+    "!('cpu' in self) || !isQuantity(string(self['cpu'])) || (quantity(string(self['cpu'])).compareTo(quantity('1m')) >= 0 && "
+    "quantity(string(self['cpu'])).compareTo(quantity('10k')) <= 0)",
+    "cpu is a number of cores, 1m or more: write such as 500m, 1.5 or 8, or remove it",
+)
+_HUGE_PAGES = (
+    "self.all(k, !k.startsWith('hugepages-') || k.matches('^hugepages-[1-9][0-9]{0,3}(Ki|Mi|Gi)$') && "
+    "isQuantity(string(self[k])) && quantity(string(self[k])).isInteger() && "
+    "quantity(string(self[k])).asInteger() % quantity(k.substring(10)).asInteger() == 0)",
+    "huge pages are given by their size, and in whole pages: write such as {hugepages-2Mi: 64Mi}",
+)
+_RESOURCE_RULES = (_RESOURCE_NAMES, _SHORT_DOMAINS, _RESOURCE_DOMAINS, _BYTES_HAVE_UNITS, _SOME_CPU, _HUGE_PAGES)
 _WHOLE_DEVICES = (
-    "self.all(k, !k.contains('/') || (type(self[k]) == string ? self[k].matches('^[0-9]+$') : true))",
+    "self.all(k, !k.contains('/') || (type(self[k]) == string ? self[k].matches('^[0-9]{1,9}$') : self[k] <= 999999999))",
     "an extended resource such as nvidia.com/gpu is counted in whole devices: write 1, 2, …",
 )
+
+
+class ClaimUse(Model):
+    name: NamespaceName = Field(description="Name of an entry of resourceClaims.")
+    request: NamespaceName | None = Field(None, description="One request of the claim; all of its devices if omitted.")
 
 
 class Resources(Model):
@@ -1442,9 +1487,17 @@ class Resources(Model):
     model_config = ConfigDict(
         json_schema_extra=_rules(
             (
-                "!has(self.requests) || self.requests.all(k, !k.contains('/') || (has(self.limits) && k in self.limits && "
-                "self.limits[k] == self.requests[k]))",
-                "an extended resource such as nvidia.com/gpu must have a limit equal to its request: set it in limits",
+                "!has(self.requests) || self.requests.all(k, !k.contains('/') && !k.startsWith('hugepages-') || "
+                "(has(self.limits) && k in self.limits && string(self.limits[k]) == string(self.requests[k])))",
+                "an extended resource such as nvidia.com/gpu, and huge pages, must have a limit equal to the request: set it in "
+                "limits",
+            ),
+            (
+                "!(has(self.limits) && self.limits.exists(k, k.startsWith('hugepages-'))) || "
+                "has(self.limits) && ('cpu' in self.limits || 'memory' in self.limits) || "
+                "has(self.requests) && ('cpu' in self.requests || 'memory' in self.requests)",
+                "huge pages come with cpu or memory: set one of these too",
+                ".limits",
             ),
             (
                 "!has(self.requests) || !has(self.limits) || self.requests.all(k, k.contains('/') || !(k in self.limits) || "
@@ -1459,13 +1512,89 @@ class Resources(Model):
         None,
         max_length=16,
         description="Upper bounds, such as {nvidia.com/gpu: 1}.",
-        json_schema_extra=_rules(_RESOURCE_NAMES, _WHOLE_DEVICES),
+        json_schema_extra=_rules(*_RESOURCE_RULES, _WHOLE_DEVICES),
     )
     requests: dict[LabelKey, Quantity] | None = Field(
         None,
         max_length=16,
         description="What the scheduler reserves; the limits if omitted.",
-        json_schema_extra=_rules(_RESOURCE_NAMES, _WHOLE_DEVICES),
+        json_schema_extra=_rules(*_RESOURCE_RULES, _WHOLE_DEVICES),
+    )
+    claims: list[ClaimUse] | None = Field(
+        None,
+        min_length=1,
+        max_length=8,
+        description="Devices by dynamic resource allocation, of those in resourceClaims beside resources.",
+        json_schema_extra=_BY_NAME,
+    )
+
+
+class PodResourceClaim(Model):
+    """A claim of each pod for devices (dynamic resource allocation, resource.k8s.io)."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            (
+                "has(self.resourceClaimName) != has(self.resourceClaimTemplateName)",
+                "give resourceClaimTemplateName, where each pod has devices of its own, or resourceClaimName, where all share",
+            ),
+        )
+    )
+    name: NamespaceName = Field(description="What resources.claims calls it.")
+    resource_claim_name: Name | None = Field(None, description="A ResourceClaim that all pods share.")
+    resource_claim_template_name: Name | None = Field(
+        None, description="A ResourceClaimTemplate: each pod has a claim made from it, of its own."
+    )
+
+
+_USED_CLAIMS = "has(self.resources) && has(self.resources.claims)"
+_CLAIMS_MESSAGE = "resources.claims and resourceClaims name the same claims: give both the same names, or remove both"
+_CLAIMS_FIT = (
+    (f"({_USED_CLAIMS}) == has(self.resourceClaims)", _CLAIMS_MESSAGE, ".resourceClaims"),
+    (
+        f"!({_USED_CLAIMS}) || !has(self.resourceClaims) || self.resources.claims.size() == self.resourceClaims.size() && "
+        "self.resources.claims.all(c, self.resourceClaims.exists(r, r.name == c.name))",
+        _CLAIMS_MESSAGE,
+        ".resourceClaims",
+    ),
+)
+_FOREIGN_LABELS = _rules(
+    _SHORT_DOMAINS,
+    (
+        f"self.all(k, !k.startsWith('{GROUP}/') && !k.startsWith('app.kubernetes.io/') && !k.startsWith('batch.kubernetes.io/') "
+        "&& !(k in ['controller-uid', 'job-name', 'pod-template-hash']))",
+        "Perch and Kubernetes set labels of this domain themselves: choose a key of another domain",
+    ),
+)
+
+
+class TopologySpread(Model):
+    """How evenly the pods of a version are spread. Perch adds the selector: the pods of that version, old and new ones apart."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            (
+                "!has(self.minDomains) || self.whenUnsatisfiable == 'DoNotSchedule'",
+                "minDomains is for whenUnsatisfiable: DoNotSchedule alone: remove it, or set DoNotSchedule",
+                ".minDomains",
+            ),
+        )
+    )
+    topology_key: LabelKey = Field(description="Node label that defines one place, such as topology.kubernetes.io/zone.")
+    when_unsatisfiable: Literal["DoNotSchedule", "ScheduleAnyway"] = Field(
+        description="What happens to a pod that would make it uneven."
+    )
+    max_skew: int = Field(
+        ge=1, le=1000, json_schema_extra={"format": "int32"}, description="How many pods one place may have more than another."
+    )
+    min_domains: int | None = Field(
+        None, ge=1, le=1000, json_schema_extra={"format": "int32"}, description="How many places there are at least."
+    )
+    node_affinity_policy: Literal["Honor", "Ignore"] | None = Field(
+        None, description="Whether nodes that the pod may not use count; Honor (they do not) if omitted."
+    )
+    node_taints_policy: Literal["Honor", "Ignore"] | None = Field(
+        None, description="Whether nodes with taints that are not tolerated count; Ignore (they do) if omitted."
     )
 
 
@@ -1707,6 +1836,15 @@ class Runtime(Model):
                 "the autoscaler measures CPU use against the request: set resources.requests.cpu",
                 ".autoscaling",
             ),
+            *_CLAIMS_FIT,
+            (
+                "!has(self.responseCacheMebibytes) || !has(self.resources) || !has(self.resources.limits) || "
+                "!('memory' in self.resources.limits) || !isQuantity(string(self.resources.limits['memory'])) || "
+                "quantity(string(self.resources.limits['memory'])).asApproximateFloat() > "
+                "double(self.responseCacheMebibytes) * 1048576.0",
+                "the response cache is larger than resources.limits.memory: lower it, or raise the limit",
+                ".responseCacheMebibytes",
+            ),
         )
     )
     image: Image | None = Field(
@@ -1737,7 +1875,33 @@ class Runtime(Model):
         None, description="Let a HorizontalPodAutoscaler choose the pods of each version, in place of replicas."
     )
     resources: Resources | None = Field(None, description="Resources of the Triton container.")
-    node_selector: dict[LabelKey, LabelValue] | None = Field(None, max_length=32, description="Node labels that are required.")
+    labels: dict[LabelKey, LabelValue] | None = Field(
+        None,
+        max_length=16,
+        description="Labels of the Deployments and their pods besides Perch's own, such as {kueue.x-k8s.io/queue-name: gpus}.",
+        json_schema_extra=_FOREIGN_LABELS,
+    )
+    priority_class_name: Name | None = Field(None, description="PriorityClass of the pods.")
+    resource_claims: list[PodResourceClaim] | None = Field(
+        None,
+        min_length=1,
+        max_length=8,
+        description="Claims for devices, which resources.claims uses: dynamic resource allocation.",
+        json_schema_extra=_BY_NAME,
+    )
+    topology_spread_constraints: list[TopologySpread] | None = Field(
+        None,
+        min_length=1,
+        max_length=8,
+        description="How the pods of a version are spread over zones, nodes or other places.",
+        json_schema_extra={
+            "x-kubernetes-list-type": "map",
+            "x-kubernetes-list-map-keys": ["topologyKey", "whenUnsatisfiable"],
+        },
+    )
+    node_selector: dict[LabelKey, LabelValue] | None = Field(
+        None, max_length=32, description="Node labels that are required.", json_schema_extra=_rules(_SHORT_DOMAINS)
+    )
     tolerations: list[Toleration] | None = Field(None, max_length=32, description="Taints that are tolerated.")
     affinity: Affinity | None = Field(None, description="Scheduling constraints.")
     env: list[EnvVar] | None = Field(
@@ -1813,6 +1977,20 @@ class NetworkPolicy(Model):
 class Builder(Model):
     """How export Jobs run. Mutable; a change concerns later Jobs, and an export that had failed is tried again at once."""
 
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            *_CLAIMS_FIT,
+            (
+                "!has(self.resources) || !has(self.resources.requests) || !('memory' in self.resources.requests) || "
+                "(has(self.resources.limits) && 'memory' in self.resources.limits) || "
+                "!isQuantity(string(self.resources.requests['memory'])) || "
+                "quantity(string(self.resources.requests['memory'])).compareTo(quantity('8Gi')) <= 0",
+                "the request is greater than the memory limit, which is 8Gi if omitted: set resources.limits.memory",
+                ".resources",
+            ),
+        )
+    )
+
     tensorrt_image: Image | None = Field(
         None,
         description="Image that builds TensorRT plans: Perch's perch-tensorrt, made from NVIDIA's TensorRT image of the same "
@@ -1823,8 +2001,24 @@ class Builder(Model):
         description="Resources of the containers that convert, prove and build; memory limit 8Gi if omitted. nvidia.com/gpu is "
         "needed for conversion.target TensorRT alone.",
     )
+    labels: dict[LabelKey, LabelValue] | None = Field(
+        None,
+        max_length=16,
+        description="Labels of export Jobs and their pods besides Perch's own, such as {kueue.x-k8s.io/queue-name: gpus}.",
+        json_schema_extra=_FOREIGN_LABELS,
+    )
+    priority_class_name: Name | None = Field(None, description="PriorityClass of the pods.")
+    resource_claims: list[PodResourceClaim] | None = Field(
+        None,
+        min_length=1,
+        max_length=8,
+        description="Claims for devices, which resources.claims uses: dynamic resource allocation.",
+        json_schema_extra=_BY_NAME,
+    )
     runtime_class_name: Name | None = Field(None, description="RuntimeClass of the Job's pod, such as nvidia.")
-    node_selector: dict[LabelKey, LabelValue] | None = Field(None, max_length=32, description="Node labels that are required.")
+    node_selector: dict[LabelKey, LabelValue] | None = Field(
+        None, max_length=32, description="Node labels that are required.", json_schema_extra=_rules(_SHORT_DOMAINS)
+    )
     tolerations: list[Toleration] | None = Field(None, max_length=32, description="Taints that are tolerated.")
     image_pull_secrets: list[LocalRef] | None = Field(
         None, max_length=8, description="Secrets for pulling the images.", json_schema_extra=_BY_NAME
@@ -1891,6 +2085,16 @@ class Routing(Model):
     )
 
 
+def _has_gpu(part: str) -> str:
+    """A CEL expression: the containers of `part` have a GPU, whatever its resource is called, or a claimed device."""
+    limits, resources = f"{part}.resources.limits", f"{part}.resources"
+    return (
+        f"has({part}) && has({resources}) && (has({resources}.claims) && {resources}.claims.size() > 0 || has({limits}) && "
+        f"{limits}.exists(k, (k.startsWith('nvidia.com/') || k.contains('/') && k.contains('gpu')) && "
+        f"string({limits}[k]).matches('[1-9]')))"
+    )
+
+
 _ANY_PLAN = "self.versions.exists(v, has(v.conversion) && has(v.conversion.target) && v.conversion.target == 'TensorRT')"
 
 
@@ -1925,27 +2129,22 @@ class Spec(Model):
                 ".traffic.match",
             ),
             (
-                "(has(self.builder) && has(self.builder.tensorrtImage) && has(self.builder.resources) && "
-                "has(self.builder.resources.limits) && 'nvidia.com/gpu' in self.builder.resources.limits) || "
-                f"!{_ANY_PLAN}",
+                f"({_has_gpu('self.builder')} && has(self.builder.tensorrtImage)) || !{_ANY_PLAN}",
                 "conversion.target TensorRT is built on a GPU by TensorRT's own tools: set builder.tensorrtImage, and "
-                "builder.resources.limits to {nvidia.com/gpu: 1}",
+                "builder.resources.limits to {nvidia.com/gpu: 1}, or what a share of a GPU is called there",
                 ".builder",
             ),
             (
-                "(has(self.runtime) && has(self.runtime.image) && has(self.runtime.tensorrtVersion) && "
-                "has(self.runtime.resources) && has(self.runtime.resources.limits) && "
-                f"'nvidia.com/gpu' in self.runtime.resources.limits) || !{_ANY_PLAN}",
+                f"({_has_gpu('self.runtime')} && has(self.runtime.image) && has(self.runtime.tensorrtVersion)) || !{_ANY_PLAN}",
                 "conversion.target TensorRT runs on a GPU, on the version of TensorRT that built it: set runtime.image, "
-                "runtime.tensorrtVersion, and runtime.resources.limits to {nvidia.com/gpu: 1}",
+                "runtime.tensorrtVersion, and runtime.resources.limits to {nvidia.com/gpu: 1}, or what a share of a GPU is "
+                "called there",
                 ".runtime",
             ),
             (
-                "(has(self.runtime) && has(self.runtime.resources) && has(self.runtime.resources.limits) && "
-                "'nvidia.com/gpu' in self.runtime.resources.limits) || "
-                "!self.versions.exists(v, has(v.triton) && has(v.triton.accelerator))",
-                "triton.accelerator TensorRT runs on a GPU alone: set runtime.resources.limits to {nvidia.com/gpu: 1}, or remove "
-                "the accelerator",
+                f"({_has_gpu('self.runtime')}) || !self.versions.exists(v, has(v.triton) && has(v.triton.accelerator))",
+                "triton.accelerator TensorRT runs on a GPU alone: set runtime.resources.limits to {nvidia.com/gpu: 1}, or what a "
+                "share of a GPU is called there, or remove the accelerator",
                 ".runtime",
             ),
             (
@@ -1954,6 +2153,22 @@ class Spec(Model):
                 "surge: WithinReplicas takes the canary's pods from stable's: raise runtime.replicas to 2 or more (an autoscaler "
                 "has no fixed number to share), or remove surge",
                 ".rollout.surge",
+            ),
+            (
+                "!has(self.repository.serviceAccountName) || !has(self.runtime) || !has(self.runtime.serviceAccountName) || "
+                "self.runtime.serviceAccountName == self.repository.serviceAccountName",
+                "a pod runs under one ServiceAccount: remove runtime.serviceAccountName, or name the one of the repository",
+                ".runtime.serviceAccountName",
+            ),
+            (
+                "!has(self.repository.serviceAccountName) || has(self.builder) && has(self.builder.networkPolicy) || "
+                "self.versions.all(v, v.checkpoint.format != 'TorchScript' && "
+                "(!has(v.checkpoint.trustSource) || !v.checkpoint.trustSource) && "
+                "(!has(v.architecture) || !has(v.architecture.entryPoint)))",
+                "entryPoint, TorchScript and trustSource run code of your own in a pod that has an identity, which some clouds "
+                "hand to any container that asks their metadata service: set builder.networkPolicy, which closes it, or use "
+                "repository.credentialsSecretRef",
+                ".repository.serviceAccountName",
             ),
             (
                 "!has(self.traffic.canary) || has(self.routing)",

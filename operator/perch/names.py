@@ -57,10 +57,11 @@ def serving_hash(revision: str, artifact_digest: str, spec: Spec) -> str:
     return _digest([revision, artifact_digest, runtime, _access(spec)])[:12]
 
 
+_ACCESS = {"credentials_secret_ref", "service_account_name", "ca_bundle_config_map_ref"}
+
+
 def _access(spec: Spec) -> Mapping[str, Any]:
-    return spec.repository.model_dump(
-        mode="json", by_alias=True, exclude_defaults=True, include={"credentials_secret_ref", "ca_bundle_config_map_ref"}
-    )
+    return spec.repository.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=_ACCESS)
 
 
 def gpu_labels(compute_capability: str) -> dict[str, str]:

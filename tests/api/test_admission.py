@@ -150,7 +150,13 @@ def autoscaled_spec() -> dict[str, Any]:
         "targetCPUUtilizationPercentage": 80,
         "podMetrics": [{"name": "nv_inference_pending_request_count", "averageValue": "500m"}],
     }
-    return changed(full_spec(), both(drop("runtime/replicas"), drop("rollout/surge"), put("runtime/autoscaling", scaling)))
+    return changed(
+        full_spec(),
+        both(
+            both(drop("runtime/replicas"), drop("rollout/surge"), put("runtime/autoscaling", scaling)),
+            both(drop("repository/credentialsSecretRef"), put("repository/serviceAccountName", "triton")),
+        ),
+    )
 
 
 def full_spec(versions: int = 2) -> dict[str, Any]:
@@ -169,9 +175,16 @@ def full_spec(versions: int = 2) -> dict[str, Any]:
     resources = {
         "limits": {"nvidia.com/gpu": 1, "memory": "8Gi"},
         "requests": {"nvidia.com/gpu": 1, "memory": "4Gi", "cpu": "500m"},
+        "claims": [{"name": "gpu", "request": "half"}, {"name": "network"}],
     }
     scheduling = {
         "resources": resources,
+        "resourceClaims": [
+            {"name": "gpu", "resourceClaimTemplateName": "gpu-half"},
+            {"name": "network", "resourceClaimName": "shared-network"},
+        ],
+        "labels": {"kueue.x-k8s.io/queue-name": "gpus"},
+        "priorityClassName": "serving",
         "nodeSelector": {"nvidia.com/gpu.present": "true"},
         "tolerations": [
             {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60},
@@ -240,6 +253,17 @@ def full_spec(versions: int = 2) -> dict[str, Any]:
                 {"name": "SECRET", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
                 {"name": "CONFIG", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}},
             ],
+            "topologySpreadConstraints": [
+                {
+                    "topologyKey": "topology.kubernetes.io/zone",
+                    "whenUnsatisfiable": "DoNotSchedule",
+                    "maxSkew": 1,
+                    "minDomains": 2,
+                    "nodeAffinityPolicy": "Honor",
+                    "nodeTaintsPolicy": "Honor",
+                },
+                {"topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway", "maxSkew": 2},
+            ],
             "serviceAccountName": "triton",
             "runtimeClassName": "nvidia",
             "terminationGracePeriodSeconds": 90,
@@ -248,7 +272,7 @@ def full_spec(versions: int = 2) -> dict[str, Any]:
             "responseCacheMebibytes": 256,
         },
         "builder": {
-            **scheduling,
+            **copy.deepcopy(scheduling),
             "tensorrtImage": "registry.example.com/perch-tensorrt:25.10",
             "runtimeClassName": "nvidia",
             "activeDeadlineSeconds": 1800,
@@ -300,6 +324,7 @@ def both(*changes: Change) -> Change:
 
 NO_CANARY = both(drop("traffic/canary"), drop("traffic/match"), drop("traffic/mirror"))
 NO_PROMETHEUS = drop("rollout/analysis/prometheus")
+SPREAD = "spec.runtime.topologySpreadConstraints"
 ANALYSIS, PROMETHEUS = "spec.rollout.analysis", "spec.rollout.analysis.prometheus"
 
 
@@ -316,6 +341,21 @@ def scaled(change: Change) -> Change:
 
 def rules_of(headers: list[tuple[str, str, str]]) -> Change:
     return put("traffic/match/headers", [{"name": name, "value": value, "type": kind} for name, value, kind in headers])
+
+
+NO_GPU = both(
+    *(
+        drop(f"{part}/resources/{kind}/nvidia.com~gpu")
+        for part, kind in itertools.product(("runtime", "builder"), ("limits", "requests"))
+    )
+)
+NO_CLAIMS = both(*(both(drop(f"{part}/resources/claims"), drop(f"{part}/resourceClaims")) for part in ("runtime", "builder")))
+
+
+def gpu(name: str, count: int | str) -> Change:
+    """Of both parts, by this name alone."""
+    limits = both(*(put(f"{part}/resources/limits/{name}", count) for part in ("runtime", "builder")))
+    return both(NO_GPU, NO_CLAIMS, limits)
 
 
 PLAN = both(drop("versions/0/triton/accelerator"), put("versions/0/conversion/target", "TensorRT"))
@@ -956,7 +996,35 @@ REFUSED_WHEN_CREATED = [
         "there are no credentials",
         drop("repository/credentialsSecretRef"),
         "spec.repository.credentialsSecretRef",
-        "Required value",
+        "or serviceAccountName for workload identity",
+        False,
+    ),
+    Refusal(
+        "there are credentials and an identity",
+        put("repository/serviceAccountName", "triton"),
+        "spec.repository.credentialsSecretRef",
+        "pods need one way to the store",
+        False,
+    ),
+    Refusal(
+        "a pod has two identities",
+        scaled(put("repository/serviceAccountName", "store")),
+        "spec.runtime.serviceAccountName",
+        "a pod runs under one ServiceAccount",
+        False,
+    ),
+    *(
+        Refusal(
+            f"{sentence} runs beside an identity",
+            scaled(both(drop("builder/networkPolicy"), change)),
+            "spec.repository.serviceAccountName",
+            "set builder.networkPolicy",
+            False,
+        )
+        for sentence, change in (
+            ("a network of the user's own", put("versions/0/checkpoint/trustSource", False)),
+            ("a pickle that is trusted", both(put("versions/1", entry(2)), put("versions/0/checkpoint/trustSource", True))),
+        )
     ),
     Refusal(
         "the credentials' Secret has no possible name",
@@ -1237,7 +1305,7 @@ REFUSED_WHEN_CREATED = [
     ),
     Refusal(
         "a plan is to be built on no GPU",
-        both(PLAN, drop("builder/resources/limits/nvidia.com~gpu"), drop("builder/resources/requests/nvidia.com~gpu")),
+        both(PLAN, both(NO_GPU, NO_CLAIMS)),
         "spec.builder",
         "builder.resources.limits to {nvidia.com/gpu: 1}",
         False,
@@ -1323,7 +1391,7 @@ REFUSED_WHEN_CREATED = [
     ),
     Refusal(
         "an accelerator has no GPU to run on",
-        both(drop("runtime/resources/limits/nvidia.com~gpu"), drop("runtime/resources/requests/nvidia.com~gpu")),
+        both(NO_GPU, NO_CLAIMS),
         "spec.runtime",
         "or remove the accelerator",
         False,
@@ -1735,6 +1803,159 @@ REFUSED_WHEN_CREATED = [
         "whole devices",
         False,
     ),
+    *(
+        Refusal(sentence, both(gpu("nvidia.com~gpu", count), change), field, says, False)
+        for sentence, count, change, field, says in (
+            ("an accelerator has 0 GPUs", 0, both(), "spec.runtime", "or remove the accelerator"),
+            ("an accelerator has 0 GPUs in quotes", "0", both(), "spec.runtime", "or remove the accelerator"),
+            ("a plan is to be built on 0 GPUs", 0, PLAN, "spec.builder", "or what a share of a GPU is called there"),
+            ("a plan is to run on 0 GPUs", 0, PLAN, "spec.runtime", "set runtime.image, runtime.tensorrtVersion"),
+        )
+    ),
+    *(
+        Refusal(
+            f"resources of runtime {sentence}",
+            put(f"runtime/resources/{path}", value),
+            "spec.runtime.resources" + at,
+            says,
+            False,
+        )
+        for sentence, path, value, at, says in (
+            ("limit memory to 8 bytes", "limits/memory", 8, ".limits", "write them with their unit, such as 8Gi"),
+            ("limit memory to milli-bytes", "limits/memory", "8192m", ".limits", "write them with their unit, such as 8Gi"),
+            ("limit memory to nothing", "limits/memory", 0, ".limits", "write them with their unit, such as 8Gi"),
+            ("ask for a disk of 10 bytes", "requests/ephemeral-storage", "10", ".requests", "with their unit, such as 8Gi"),
+            ("limit CPU to nothing", "limits/cpu", 0, ".limits", "cpu is a number of cores"),
+            ("ask for no CPU", "requests/cpu", "0m", ".requests", "cpu is a number of cores"),
+            ("ask for gibi-cores", "requests/cpu", "8Gi", ".requests", "cpu is a number of cores"),
+            ("have huge pages of no size", "limits/hugepages-", "1Gi", ".limits", "given by their size, and in whole pages"),
+            ("have huge pages of words", "limits/hugepages-big", "1Gi", ".limits", "given by their size, and in whole pages"),
+            ("have half a huge page", "limits/hugepages-2Mi", "3Mi", ".limits", "given by their size, and in whole pages"),
+            ("have a device of Kubernetes' own", "limits/kubernetes.io~gpu", 1, ".limits", "no device has such a name"),
+            ("have a quota's device", "limits/requests.nvidia.com~gpu", 1, ".limits", "no device has such a name"),
+            ("have a device of a long domain", f"limits/{'a.' * 123}b~gpu", 1, ".limits", "no device has such a name"),
+            ("have a billion devices", "limits/x.com~y", 10**9, ".limits", "counted in whole devices"),
+        )
+    ),
+    Refusal(
+        "huge pages are limited and not asked for alike",
+        both(put("runtime/resources/limits/hugepages-2Mi", "4Mi"), put("runtime/resources/requests/hugepages-2Mi", "2Mi")),
+        "spec.runtime.resources",
+        "must have a limit equal to the request",
+        False,
+    ),
+    Refusal(
+        "there are huge pages and neither cpu nor memory",
+        both(put("runtime/resources/limits", {"hugepages-2Mi": "4Mi", "nvidia.com/gpu": 1}), drop("runtime/resources/requests")),
+        "spec.runtime.resources.limits",
+        "huge pages come with cpu or memory",
+        False,
+    ),
+    Refusal(
+        "CPU use is measured against a limit of nothing",
+        scaled(both(drop("runtime/resources/requests/cpu"), put("runtime/resources/limits/cpu", "0"))),
+        "spec.runtime.resources.limits",
+        "cpu is a number of cores",
+        False,
+    ),
+    Refusal(
+        "a cache is larger than memory",
+        put("runtime/responseCacheMebibytes", 8192),
+        "spec.runtime.responseCacheMebibytes",
+        "raise the limit",
+        False,
+    ),
+    Refusal(
+        "an export asks for more memory than the default limit",
+        put("builder/resources", {"requests": {"memory": "16Gi"}}),
+        "spec.builder.resources",
+        "which is 8Gi if omitted",
+        False,
+    ),
+    # --- labels, claims, spreading ---
+    *(
+        Refusal(f"{part} {sentence}", put(f"{part}/labels", {key: "x"}), f"spec.{part}.labels", says, by_types)
+        for part in ("runtime", "builder")
+        for sentence, key, says, by_types in (
+            ("sets a label of Perch's", "serving.perch.dev/version", "choose a key of another domain", False),
+            ("sets the label of the owner", "app.kubernetes.io/managed-by", "choose a key of another domain", False),
+            ("sets a label of Jobs", "batch.kubernetes.io/job-name", "choose a key of another domain", False),
+            ("sets the hash of a pod template", "pod-template-hash", "choose a key of another domain", False),
+            ("has a label of two slashes", "a/b/c", "write [domain/]name", True),
+            ("has a label of a long domain", f"{'a.' * 128}b/c", "at most 253 characters", False),
+        )
+    ),
+    *(
+        Refusal(f"{part} {sentence}", put(f"{part}/{path}", value), f"spec.{part}.{at}", says, by_types)
+        for part in ("runtime", "builder")
+        for sentence, path, value, at, says, by_types in (
+            (
+                "has a priority of no name",
+                "priorityClassName",
+                "High Priority",
+                "priorityClassName",
+                "name of a Kubernetes",
+                True,
+            ),
+            (
+                "uses a claim that is not there",
+                "resources/claims/0/name",
+                "other",
+                "resourceClaims",
+                "give both the same names",
+                False,
+            ),
+            (
+                "has a claim that is not used",
+                "resources/claims",
+                [{"name": "gpu"}],
+                "resourceClaims",
+                "give both the same names",
+                False,
+            ),
+            (
+                "has claims without a use",
+                "resources",
+                {"limits": {"nvidia.com/gpu": 1}},
+                "resourceClaims",
+                "or remove both",
+                False,
+            ),
+            (
+                "has a claim from two places",
+                "resourceClaims/0/resourceClaimName",
+                "mine",
+                "resourceClaims[0]",
+                "give resourceClaimTemplateName",
+                False,
+            ),
+            ("has a claim from nowhere", "resourceClaims/0", {"name": "gpu"}, "resourceClaims[0]", "where all share", False),
+            ("has a claim twice", "resourceClaims/1/name", "gpu", "resourceClaims[1]", "Duplicate value", False),
+        )
+    ),
+    *(
+        Refusal(
+            f"pods are spread {sentence}",
+            put(f"runtime/topologySpreadConstraints/{path}", value),
+            f"{SPREAD}{at}",
+            says,
+            by_types,
+        )
+        for sentence, path, value, at, says, by_types in (
+            ("by no skew", "0/maxSkew", 0, "[0].maxSkew", "greater than or equal to 1", True),
+            ("over no domains", "0/minDomains", 0, "[0].minDomains", "greater than or equal to 1", True),
+            ("over domains that do not matter", "1/minDomains", 2, "[1].minDomains", "set DoNotSchedule", False),
+            ("in a way that is not known", "0/whenUnsatisfiable", "Evict", "[0].whenUnsatisfiable", '"ScheduleAnyway"', True),
+            (
+                "twice alike",
+                "1",
+                {"topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule", "maxSkew": 2},
+                "[1]",
+                "Duplicate value",
+                False,
+            ),
+        )
+    ),
     Refusal(
         "a GPU is called gpu",
         put("runtime/resources/limits/gpu", 1),
@@ -1957,18 +2178,31 @@ ALLOWED_CHANGES: list[tuple[str, Change]] = [
     ),
     ("a metric may be one value only", put("rollout/analysis/prometheus/metrics/1/min", "1")),
     ("the canary surges", both(put("rollout/surge", "Additional"), put("runtime/replicas", 1))),
+    *(
+        (f"TensorRT runs on {name}", both(gpu(name.replace("/", "~"), 1), change))
+        for name in ("nvidia.com/gpu.shared", "nvidia.com/mig-1g.10gb", "nvidia.com/a100", "example.com/vgpu")
+        for change in (both(),)
+    ),
+    ("TensorRT runs on a device that is claimed", NO_GPU),
+    (
+        "labels, priority and spreading go",
+        both(drop("runtime/labels"), drop("runtime/priorityClassName"), drop(SPREAD[5:].replace(".", "/"))),
+    ),
     ("an autoscaler takes over", scaled(put("routing/parentRefs/0/port", 80))),
     (
         "an autoscaler goes by CPU alone, measured against the limit",
         scaled(
-            both(drop("runtime/autoscaling/podMetrics"), put("runtime/resources", {"limits": {"cpu": 1, "nvidia.com/gpu": 1}}))
+            both(
+                both(drop("runtime/autoscaling/podMetrics"), drop("runtime/resourceClaims")),
+                put("runtime/resources", {"limits": {"cpu": 1, "nvidia.com/gpu": 1}}),
+            )
         ),
     ),
     (
         "an autoscaler goes by a metric alone",
         scaled(
             both(
-                drop("runtime/autoscaling/targetCPUUtilizationPercentage"),
+                both(drop("runtime/autoscaling/targetCPUUtilizationPercentage"), drop("runtime/resourceClaims")),
                 put("runtime/resources", {"limits": {"nvidia.com/gpu": 1}}),
             )
         ),
@@ -2063,7 +2297,10 @@ def test_a_spec_with_every_field_and_64_versions_is_accepted_within_the_cost_bud
 def test_the_full_specs_of_these_tests_leave_no_field_out() -> None:
     """Else a field could lose its bounds or its meaning unseen."""
     unset = [set(_unset_fields(Spec.model_validate(spec))) for spec in (full_spec(), autoscaled_spec())]
-    assert unset == [{"spec.runtime.autoscaling"}, {"spec.runtime.replicas", "spec.rollout.surge"}]
+    assert unset == [
+        {"spec.runtime.autoscaling", "spec.repository.service_account_name"},
+        {"spec.runtime.replicas", "spec.rollout.surge", "spec.repository.credentials_secret_ref"},
+    ]
 
 
 def test_an_autoscaled_spec_is_accepted(api: ApiServer, name: str) -> None:

@@ -8,12 +8,13 @@ import pytest
 
 from perch.api import Spec
 from perch.builders.autoscaler import build_autoscaler
+from perch.builders.jobs import build_cleanup_job, build_export_job
 from perch.builders.network import build_export_policy
 from perch.builders.serving import build_budget, build_deployment, build_service
 from perch.kube import BY_KIND
 from perch.names import FIELD_MANAGER, artifact_revision
 from perch.observed import Identity, Installation, matches
-from tests.api.test_admission import autoscaled_spec
+from tests.api.test_admission import autoscaled_spec, full_spec
 from tests.apiserver import ApiServer
 
 IDENTITY = Identity("default", "children", "6f1c0c52-0000-4000-8000-000000000000", 1, "1")
@@ -52,6 +53,19 @@ def test_an_autoscaler_is_stored_as_it_was_built(api: ApiServer, quantity: int |
 def test_service_and_budget_are_stored_as_they_were_built(api: ApiServer) -> None:
     for built in (build_service(IDENTITY, 2), build_budget(IDENTITY, 2)):
         assert matches(built["spec"], apply(api, built, dryRun="All")["spec"])
+
+
+@pytest.mark.parametrize("asked", [full_spec(), autoscaled_spec()], ids=["keys", "identity"])
+def test_pods_and_jobs_with_everything_that_a_spec_can_say_are_valid(api: ApiServer, asked: dict[str, Any]) -> None:
+    spec = Spec.model_validate(asked)
+    for entry in spec.versions:
+        revision = artifact_revision(entry)
+        for built in (
+            build_deployment(IDENTITY, spec, entry, revision, "sha256:" + "0" * 64, INSTALLATION),
+            build_export_job(IDENTITY, spec, entry, revision, INSTALLATION),
+            build_cleanup_job(IDENTITY, spec, entry.version, revision, INSTALLATION),
+        ):
+            assert apply(api, built, dryRun="All")["kind"] == built["kind"]
 
 
 def test_a_network_policy_is_valid_and_stored_as_it_was_built(api: ApiServer) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from perch.api import Architecture, Model, Repository, Resources, Spec, Version
 from perch.builders import CONTAINER_SECURITY, POD_SECURITY, SMALL, build_metadata, compact
 from perch.builders.autoscaler import amount
-from perch.builders.store import ca_env, ca_mount, ca_volume, credentials_env
+from perch.builders.store import ca_mount, ca_volume, credentials_env, repository_env, without_identity
 from perch.names import (
     ANNOTATION_EXPORT_HASH,
     ANNOTATION_REQUEST,
@@ -31,6 +31,8 @@ from perch_exporter import contract
 
 REQUEST_FILE = "/perch/request/request.json"
 WORKSPACE = "/perch/work"
+UNTRUSTED = ("convert", "prove", "build")
+"""Containers that parse the checkpoint, or what was made of it: no credential and no identity is for them."""
 KEEP_FINISHED_SECONDS = 3600
 CLEANUP_DEADLINE_SECONDS = 180
 """A cleanup that takes longer is given up, with an Event: it may not keep a deletion hanging."""
@@ -154,8 +156,8 @@ def _destination(identity: Identity, repository: Repository, version: int, revis
 def build_export_job(identity: Identity, spec: Spec, entry: Version, revision: str, installation: Installation) -> dict[str, Any]:
     """The Job that turns one version's checkpoint into a published artefact. Immutable once made: its name is its content."""
     request = build_export_request(identity, spec, entry, revision, installation)
-    repository_env = credentials_env(spec.repository.credentials_secret_ref.name) + ca_env(spec.repository)
-    fetch_env = list(repository_env)
+    publish_env = repository_env(spec.repository)
+    fetch_env = list(publish_env)
     other = entry.checkpoint.credentials_secret_ref
     if other is not None:
         fetch_env += credentials_env(other.name, prefix="CHECKPOINT_")
@@ -195,10 +197,10 @@ def build_export_job(identity: Identity, spec: Spec, entry: Version, revision: s
         mounts(("state", True), ("output", True), ("plan", False)),
     )  # fmt: skip
     publish = _container(
-        "publish", installation.artifacts_image, installation, command("publish"), repository_env, SMALL,
+        "publish", installation.artifacts_image, installation, command("publish"), publish_env, SMALL,
         mounts(("state", True), ("output", True), ("proof", True), *([("plan", True)] if plan else [])) + ca,
     )  # fmt: skip
-    labels = child_labels(identity.name, "export", entry.version)
+    labels = {**(spec.builder.labels or {}), **child_labels(identity.name, "export", entry.version)}
     made_of = export_hash(request.model_dump(mode="json", exclude_defaults=True), spec)
     return _job(
         identity,
@@ -227,7 +229,7 @@ def build_cleanup_job(identity: Identity, spec: Spec, version: int, revision: st
     delete = _container(
         "delete", installation.artifacts_image, installation,
         ["python3", "-m", "perch_exporter", "delete", "--request", REQUEST_FILE],
-        credentials_env(spec.repository.credentials_secret_ref.name) + ca_env(spec.repository),
+        repository_env(spec.repository),
         SMALL,
         [
             {"name": "request", "mountPath": "/perch/request", "readOnly": True},
@@ -278,6 +280,9 @@ def _job(
             "tolerations": dump.get("tolerations"),
             "imagePullSecrets": dump.get("imagePullSecrets"),
             "runtimeClassName": dump.get("runtimeClassName"),
+            "priorityClassName": dump.get("priorityClassName"),
+            "resourceClaims": dump.get("resourceClaims") if init else None,
+            "serviceAccountName": spec.repository.service_account_name,
             "volumes": [
                 {
                     "name": "request",
@@ -313,7 +318,14 @@ def _job(
                 ]
             },
             "template": {
-                "metadata": {"labels": labels, "annotations": {**annotations, ANNOTATION_REQUEST: request}},
+                "metadata": {
+                    "labels": labels,
+                    "annotations": {
+                        **annotations,
+                        **without_identity(spec.repository, UNTRUSTED),
+                        ANNOTATION_REQUEST: request,
+                    },
+                },
                 "spec": pod,
             },
         },
@@ -352,4 +364,4 @@ def _convert_resources(resources: Resources | None) -> dict[str, Any]:
         name: least if name not in limits or amount(least) <= amount(str(limits[name])) else limits[name]
         for name, least in {"cpu": "500m", "memory": "1Gi"}.items()
     }
-    return {"requests": {**requests, **wanted.get("requests", {})}, "limits": limits}
+    return {**wanted, "requests": {**requests, **wanted.get("requests", {})}, "limits": limits}

@@ -12,7 +12,7 @@ from typing import Any
 
 from perch.api import Runtime, Spec, Tensor, Version
 from perch.builders import CONTAINER_SECURITY, POD_SECURITY, SMALL, build_metadata, compact
-from perch.builders.store import ca_env, ca_mount, ca_volume, credentials_env
+from perch.builders.store import ca_mount, ca_volume, repository_env, without_identity
 from perch.durations import parse_duration
 from perch.names import (
     ANNOTATION_REVISION,
@@ -116,7 +116,7 @@ def build_deployment(
             "imagePullPolicy": installation.image_pull_policy,
             "command": ["python3", "-m", "perch_exporter", "download", *location,
                         "--digest", artifact_digest, "--target", ARTIFACT],
-            "env": credentials_env(repository.credentials_secret_ref.name) + ca_env(repository),
+            "env": repository_env(repository) or None,
             "resources": SMALL,
             "securityContext": CONTAINER_SECURITY,
             "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -229,10 +229,13 @@ def build_deployment(
                     "nodeSelector",
                     "tolerations",
                     "imagePullSecrets",
-                    "serviceAccountName",
                     "runtimeClassName",
+                    "priorityClassName",
+                    "resourceClaims",
                 )
             },
+            "serviceAccountName": runtime.service_account_name or repository.service_account_name,
+            "topologySpreadConstraints": _spread(dump.get("topologySpreadConstraints"), identity, entry.version),
             "affinity": _affinity(dump.get("affinity"), compute_capability),
         }
     )
@@ -243,7 +246,7 @@ def build_deployment(
         "metadata": build_metadata(
             identity,
             serving_name(identity.name, entry.version),
-            labels,
+            {**(runtime.labels or {}), **labels},
             {ANNOTATION_REVISION: revision, ANNOTATION_SERVING_HASH: content},
         ),
         "spec": {
@@ -253,7 +256,13 @@ def build_deployment(
             "selector": {"matchLabels": pod_selector(identity.name, entry.version)},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             # The pods carry it, so that the trouble of one that is being replaced is not taken for its successor's.
-            "template": {"metadata": {"labels": labels, "annotations": {ANNOTATION_SERVING_HASH: content}}, "spec": pod},
+            "template": {
+                "metadata": {
+                    "labels": {**(runtime.labels or {}), **labels},
+                    "annotations": {**without_identity(repository, ("triton", "golden")), ANNOTATION_SERVING_HASH: content},
+                },
+                "spec": pod,
+            },
         },
     }
 
@@ -271,6 +280,14 @@ def _affinity(wanted: dict[str, Any] | None, compute_capability: str | None) -> 
         for term in nodes.get(required, {"nodeSelectorTerms": [{"matchExpressions": []}]})["nodeSelectorTerms"]
     ]
     return {**(wanted or {}), "nodeAffinity": {**nodes, required: {"nodeSelectorTerms": terms}}}
+
+
+def _spread(wanted: list[dict[str, Any]] | None, identity: Identity, version: int) -> list[dict[str, Any]] | None:
+    """Over the pods of this version; those that a rolling update is about to take away do not count."""
+    if wanted is None:
+        return None
+    pods = {"labelSelector": {"matchLabels": pod_selector(identity.name, version)}, "matchLabelKeys": ["pod-template-hash"]}
+    return [{**constraint, **pods} for constraint in wanted]
 
 
 def _cache(entry: Version, runtime: Runtime) -> list[str]:

@@ -19,7 +19,7 @@ from perch.builders.serving import START, build_deployment
 from perch.names import artifact_revision, serving_hash
 from perch.observed import Identity, RouteFacts
 from perch_exporter import contract
-from tests.api.test_admission import full_spec
+from tests.api.test_admission import autoscaled_spec, full_spec
 from tests.unit.operator.world import INSTALLATION, entry, spec
 
 IDENTITY = Identity("vision", "digits", "uid-1", 1, "1")
@@ -497,13 +497,18 @@ CONFINED = {
 }  # fmt: skip
 SLIM = {"image": "artifacts:1", "imagePullPolicy": "Always", **CONFINED}
 TMP = {"name": "tmp", "mountPath": "/tmp"}
+STORE_KEYS: dict[str, dict[str, Any]] = {
+    "AWS_ACCESS_KEY_ID": {},
+    "AWS_SECRET_ACCESS_KEY": {},
+    "AWS_SESSION_TOKEN": {"optional": True},
+}
 REPOSITORY_KEYS = [
-    {"name": key, "valueFrom": {"secretKeyRef": {"name": "s3-credentials", "key": key}}}
-    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    {"name": key, "valueFrom": {"secretKeyRef": {"name": "s3-credentials", "key": key, **more}}}
+    for key, more in STORE_KEYS.items()
 ]
 CHECKPOINT_KEYS = [
-    {"name": f"CHECKPOINT_{key}", "valueFrom": {"secretKeyRef": {"name": "checkpoints", "key": key}}}
-    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    {"name": f"CHECKPOINT_{key}", "valueFrom": {"secretKeyRef": {"name": "checkpoints", "key": key, **more}}}
+    for key, more in STORE_KEYS.items()
 ]
 CA_ENV = {"name": "AWS_CA_BUNDLE", "value": "/perch/ca/bundle.pem"}
 CA_MOUNT = {"name": "ca", "mountPath": "/perch/ca", "readOnly": True}
@@ -526,7 +531,7 @@ def test_a_version_runs_as_runtime_says_confined_proven_and_with_time_to_end() -
     hashed = {"serving.perch.dev/serving-hash": serving_hash(revision, ARTIFACT_DIGEST, asked)}
     chosen = {"serving.perch.dev/model-deployment": "digits", "serving.perch.dev/version": "1"}
     chosen |= {"serving.perch.dev/component": "triton"}
-    labels = {**chosen, "app.kubernetes.io/name": "digits", "app.kubernetes.io/managed-by": "perch"}
+    labels = {**chosen, "app.kubernetes.io/name": "digits", "app.kubernetes.io/managed-by": "perch", **RUNTIME["labels"]}
     served = {"name": "artifact", "mountPath": "/perch/artifact", "readOnly": True}
     leave = {"preStop": {"sleep": {"seconds": 15}}}
     download = {
@@ -581,9 +586,11 @@ def test_a_version_runs_as_runtime_says_confined_proven_and_with_time_to_end() -
         "volumeMounts": [served, TMP],
     }  # fmt: skip
     placed = ("nodeSelector", "tolerations", "affinity", "imagePullSecrets", "serviceAccountName", "runtimeClassName",
-              "terminationGracePeriodSeconds")  # fmt: skip
+              "terminationGracePeriodSeconds", "priorityClassName", "resourceClaims")  # fmt: skip
+    own_pods = {"labelSelector": {"matchLabels": chosen}, "matchLabelKeys": ["pod-template-hash"]}
     pod = {
         **{key: RUNTIME[key] for key in placed},
+        "topologySpreadConstraints": [{**constraint, **own_pods} for constraint in RUNTIME["topologySpreadConstraints"]],
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": POD_SECURITY,
@@ -722,8 +729,10 @@ def test_a_job_runs_where_builder_says_and_as_confined_as_a_pod_that_serves() ->
     builder = FULL["builder"]
     job = export_job(Spec.model_validate(FULL))
     pod = job["spec"]["template"]["spec"]
-    for key in ("nodeSelector", "tolerations", "imagePullSecrets", "runtimeClassName"):
+    for key in ("nodeSelector", "tolerations", "imagePullSecrets", "runtimeClassName", "priorityClassName", "resourceClaims"):
         assert pod[key] == builder[key], key
+    for labelled in (job, job["spec"]["template"]):
+        assert builder["labels"].items() <= labelled["metadata"]["labels"].items()
     assert job["spec"]["activeDeadlineSeconds"] == builder["activeDeadlineSeconds"]
     assert (pod["automountServiceAccountToken"], pod["enableServiceLinks"], pod["restartPolicy"]) == (False, False, "Never")
     assert pod["securityContext"] == POD_SECURITY
@@ -740,6 +749,41 @@ def test_a_checkpoints_own_credentials_are_fetchs_alone_beside_the_repositorys()
         "prove": [],
         "publish": [*REPOSITORY_KEYS, CA_ENV],
     }
+
+
+def test_a_cleanup_waits_in_no_queue_and_for_no_device() -> None:
+    """A queue that suspends Jobs would suspend its deadline too, and with it the deletion."""
+    cleanup = build_cleanup_job(IDENTITY, full(), 1, "0123abcd", INSTALLATION)
+    assert "kueue.x-k8s.io/queue-name" not in json.dumps(cleanup)
+    assert "resourceClaims" not in json.dumps(cleanup)
+    assert cleanup["spec"]["template"]["spec"]["priorityClassName"] == "serving"
+
+
+def test_an_identity_takes_the_keys_place_and_reaches_only_containers_that_speak_with_the_store() -> None:
+    asked = Spec.model_validate(autoscaled_spec())
+    cleanup = build_cleanup_job(IDENTITY, asked, 1, "0123abcd", INSTALLATION)
+    for made, trusted in ((export_job(asked), {"fetch", "publish"}), (cleanup, {"delete"}), (deployment(asked), {"download"})):
+        template = made["spec"]["template"]
+        assert template["spec"]["serviceAccountName"] == "triton"
+        assert template["spec"]["automountServiceAccountToken"] is False
+        skipped = set(template["metadata"]["annotations"]["eks.amazonaws.com/skip-containers"].split(","))
+        assert set(containers(made)) - skipped == trusted
+        assert "s3-credentials" not in json.dumps(made)
+    plan = export_job(plans(repository={"uri": "s3://models/prod", "serviceAccountName": "store"}))
+    assert plan["spec"]["template"]["spec"]["serviceAccountName"] == "store"
+    assert "build" in plan["spec"]["template"]["metadata"]["annotations"]["eks.amazonaws.com/skip-containers"].split(",")
+
+
+def test_a_change_of_identity_rolls_the_pods() -> None:
+    def hashed(repository: dict[str, Any]) -> str:
+        return serving_hash("0123abcd", ARTIFACT_DIGEST, spec(1, repository={"uri": "s3://models/prod", **repository}))
+
+    found = {
+        hashed({"credentialsSecretRef": {"name": "a"}}),
+        hashed({"serviceAccountName": "a"}),
+        hashed({"serviceAccountName": "b"}),
+    }
+    assert len(found) == 3
 
 
 def test_the_stores_authorities_are_mounted_where_the_store_is_spoken_with_and_nowhere_else() -> None:
