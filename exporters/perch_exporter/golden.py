@@ -233,7 +233,7 @@ def _handler(state: Callable[[], Readiness]) -> type[http.server.BaseHTTPRequest
 
 
 def run(artifact_root: Path, address: str, listen: tuple[str, int], stop: threading.Event) -> None:
-    """Until `stop` is set. Fails where the artefact cannot be read or the answers differ: waiting would not mend it.
+    """Until `stop` is set. Fails where the artefact cannot be read or the answers differ: waiting would not help.
 
     The failure is the termination message, which the operator shows; the kubelet starts the check again with growing delays.
     """

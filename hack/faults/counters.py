@@ -20,7 +20,7 @@ _TRITON = {
 }
 PENDING = "pending"
 
-# Of the hundred counters of a cluster and of the listener: those that tell of requests, by status and by what went wrong.
+# Of the hundred counters of a cluster and of the listener: those that count requests, by status and by what went wrong.
 _CLUSTER = re.compile(
     r"envoy_cluster_(upstream_rq|upstream_rq_(timeout|rx_reset|tx_reset|retry|pending_overflow|pending_failure_eject)"
     r"|upstream_cx_(connect_fail|destroy_remote_with_active_rq)|grpc_[A-Za-z]+_\d+"

@@ -19,7 +19,7 @@ from perch.evidence import Batch
 from perch_exporter.contract import NETWORK, POSTPROCESS, PREPROCESS
 
 MAX_SKEW = timedelta(milliseconds=250)
-"""Pods that are read further apart than this tell of different moments: when something common to both versions begins to fail in
+"""Pods that are read further apart than this show different moments: when something common to both versions begins to fail in
 between, one version seems to fail alone. docs/judging.md has what the simulation says of it."""
 
 SUCCESS = "nv_inference_request_success"

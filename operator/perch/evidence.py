@@ -77,7 +77,7 @@ class Aim:
     failures: str | None = None
     """PromQL with {{version}} and {{service}} still in it, in place of Triton's counters."""
     behind: timedelta = timedelta()
-    """These may tell of a moment so long ago: a baseline sooner after `not_before` would be of the former weight."""
+    """These may be from so long ago: a baseline sooner after `not_before` would be of the former weight."""
     address: str | None = None
     metrics: Mapping[str, str] = field(default_factory=dict)
     """PromQL by name with every variable but {{window}} filled in."""

@@ -42,7 +42,7 @@ be counted twice or hide the other.
 AT_ONCE = 16
 """ModelDeployments whose pods, and as many whose Prometheus servers, are asked at one time."""
 LARGE = 16 * 1024
-"""A longer text than this many characters is parsed in a thread, lest it hold everything else up: see `ask.POD_BYTES`."""
+"""A longer text than this many characters is parsed in a thread, so that it holds nothing else up: see `ask.POD_BYTES`."""
 
 
 Answer = TypeVar("Answer")
@@ -213,7 +213,7 @@ class Gatherer:
             await asyncio.sleep(min(rest, self._interval))
 
     def _pause(self, key: Key) -> float:
-        """Seconds to the key's next turn. Each key has its turns at a phase of its own, lest all ask at the same moment.
+        """Seconds to the key's next turn. Each key has its turns at a phase of its own, so that not all ask at the same moment.
 
         Never less than a third of the interval: batches are told apart by the second in which they end.
         """

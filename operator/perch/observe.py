@@ -223,7 +223,7 @@ def serving_facts(deployment: Raw, pods: Iterable[Raw]) -> ServingFacts:
     ]
     progressing: Raw = next((c for c in status.get("conditions", []) if c["type"] == "Progressing"), {})
     annotations = meta.get("annotations", {})
-    # What a pod of a former template suffers from may be the very thing that the present one mends.
+    # What a pod of a former template suffers from may be the very thing that the present one fixes.
     content = _template_hash(spec["template"])
     troubles = [t for t in (pod_trouble(p) for p in own if _alive(p) and _template_hash(p) == content) if t]
     return ServingFacts(
