@@ -19,7 +19,9 @@ from perch_exporter.contract import DETECTORS, Architecture, Reason
 from perch_exporter.failure import StepFailed
 
 TORCHVISION = "torchvision:"
-_OURS_TO_SET = {"weights", "progress", "init_weights", "transform_input"}
+_OURS_TO_SET = {"weights", "progress", "init_weights"}
+_TRANSFORMING = (TORCHVISION + "googlenet", TORCHVISION + "inception_v3")
+"""Networks that may shift and scale what they are given: it changes every answer and stands in no checkpoint."""
 
 
 class LeNet5(nn.Module):  # type: ignore[misc]  # torch is not where types are checked
@@ -125,7 +127,14 @@ def build_model(architecture: Architecture, checkpoint_keys: Collection[str]) ->
     factory = _factory(architecture.name)
     arguments = {snake(name): value for name, value in architecture.parameters.items()}
     _refuse_unknown(architecture, factory, arguments)
-    if architecture.name in (TORCHVISION + "googlenet", TORCHVISION + "inception_v3"):
+    if architecture.name in _TRANSFORMING:
+        if "transform_input" not in arguments:
+            raise StepFailed(
+                Reason.INVALID_PARAMETERS,
+                f"architecture {architecture.name} needs parameters.transformInput, since the checkpoint does not say it and "
+                "every answer depends on it: \"true\" if the training began from ImageNet's weights (torchvision sets it "
+                'then), "false" if not',
+            )
         arguments.setdefault("aux_logits", any(key.lower().startswith("aux") for key in checkpoint_keys))
         # Their own initialization takes half a minute on the CPU, for numbers that the checkpoint replaces.
         arguments["init_weights"] = False

@@ -7,14 +7,24 @@ the user's own (`trustSource`), and then what the file does is held by convert's
 
 from __future__ import annotations
 
+import argparse
+import collections
+import datetime
+import decimal
+import importlib
 import logging
+import pathlib
 import pickle
 import re
+import types
+import uuid
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -27,13 +37,21 @@ log = logging.getLogger(__name__)
 
 StateDict = Mapping[str, torch.Tensor]
 
-_WRAPPERS = ("module.", "_orig_mod.")
+_COMPILED = "_orig_mod."
+"""What torch.compile puts before the keys of the module that it wraps, wherever that lies."""
+_PARALLEL = "module."
+"""What DataParallel, DistributedDataParallel and AveragedModel put before every key."""
+_AVERAGED = "n_averaged"
+"""AveragedModel's own counter beside the weights that it averages."""
 
 MOST_UNPACKED = 2**28
 _NAMED_AT_MOST = 6
 _SHOWN = 160
 """Characters of a name."""
 _COUNTER = "num_batches_tracked"
+_DENSENET = re.compile(
+    r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var|num_batches_tracked))$"
+)
 
 
 def read_state_dict(path: Path, form: CheckpointFormat, key: str | None = None, trusted: bool = False) -> StateDict:
@@ -74,8 +92,14 @@ def read_state_dict(path: Path, form: CheckpointFormat, key: str | None = None, 
 
 
 def _under(content: object, key: str) -> object:
+    """What lies under the key; under `a.b`, where there is no such key, what lies under `b` in what lies under `a`."""
     if isinstance(content, Mapping) and key in content:
         return content[key]
+    inner = content
+    for part in key.split("."):
+        inner = inner.get(part) if isinstance(inner, Mapping) else None
+    if inner is not None:
+        return inner
     inside = _state_dicts(content)
     if inside:
         there = f"it keeps tensors under {' and '.join(inside)}"
@@ -87,19 +111,20 @@ def _under(content: object, key: str) -> object:
     raise StepFailed(Reason.CHECKPOINT_UNREADABLE, f"the checkpoint has nothing under checkpoint.stateDictKey {key}; {there}")
 
 
-def _state_dicts(content: object) -> list[str]:
-    """Keys under which a state dict lies."""
+def _state_dicts(content: object, depth: int = 2) -> list[str]:
+    """Keys under which a state dict lies, as stateDictKey has them: `model`, or `state.model` one level deeper."""
     if not isinstance(content, Mapping):
         return []
-    found = [
-        name
-        for name, part in content.items()
-        if isinstance(name, str)
-        and (
-            isinstance(part, nn.Module)
-            or (isinstance(part, Mapping) and part and all(_usable(inner, value) for inner, value in part.items()))
-        )
-    ]
+    found = []
+    for name, part in content.items():
+        if not isinstance(name, str):
+            continue
+        if isinstance(part, nn.Module) or (
+            isinstance(part, Mapping) and part and all(_usable(inner, value) for inner, value in part.items())
+        ):
+            found.append(name)
+        elif depth > 1:
+            found += [f"{name}.{inner}" for inner in _state_dicts(part, depth - 1)]
     return found[:_NAMED_AT_MOST]
 
 
@@ -116,14 +141,16 @@ def _read_safetensors(path: Path) -> object:
     try:
         return load_file(path)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise StepFailed(Reason.CHECKPOINT_UNREADABLE, f"the checkpoint is not a safetensors file: {error}") from error
+        why = _what_it_is(path) or str(error)
+        raise StepFailed(Reason.CHECKPOINT_UNREADABLE, f"the checkpoint is not a safetensors file: {why}") from error
 
 
 def _read_pickle(path: Path) -> object:
     check_unpacked(path, CheckpointFormat.STATE_DICT)
     try:
         # Only torch's zip form can be mapped; the one before version 1.6 is read into memory.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with torch.serialization.safe_globals(_plain_data()):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise _refused(path, str(error)) from error
     except Exception as error:  # torch raises whatever the broken bytes lead it to
@@ -132,8 +159,71 @@ def _read_pickle(path: Path) -> object:
             words = "it is a TorchScript archive; say format: TorchScript, and leave architecture out"
         raise StepFailed(
             Reason.CHECKPOINT_UNREADABLE,
-            f"the checkpoint cannot be read as a state dict: {type(error).__name__}: {words}",
+            f"the checkpoint cannot be read as a state dict: {_what_it_is(path) or f'{type(error).__name__}: {words}'}",
         ) from error
+
+
+def _plain_data() -> list[Any]:
+    """What training scripts keep beside the weights, and what holds data alone: to build one of these runs nobody's code."""
+    plain: list[Any] = [
+        *(argparse.Namespace, types.SimpleNamespace, collections.Counter),
+        *(bool, int, float, str, bytes, list, tuple, dict),
+        *(datetime.date, datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone, decimal.Decimal),
+        *(pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath, uuid.UUID, set, frozenset, complex, slice, range),
+        *(np.ndarray, np.dtype, *{type(np.dtype(kind)) for kind in np.typecodes["All"] if kind != "O"}),
+    ]
+    arrays = importlib.import_module("numpy._core.multiarray")
+    for module in ("numpy._core.multiarray", "numpy.core.multiarray"):
+        plain += [(getattr(arrays, name), f"{module}.{name}") for name in ("scalar", "_reconstruct")]
+    return plain
+
+
+_BEGINNINGS = (
+    (b"version https://git-lfs", "it is a pointer of Git LFS, not the file itself: run git lfs pull before it is uploaded"),
+    (b"<!doctype", "it is a web page: what was downloaded was a page about the file, not the file"),
+    (b"<html", "it is a web page: what was downloaded was a page about the file, not the file"),
+    (b"<?xml", "it is an XML document, perhaps an object store's error message, not the file"),
+    (b"\x1f\x8b", "it is compressed with gzip: upload what is in it"),
+    (b"\x28\xb5\x2f\xfd", "it is compressed with zstd: upload what is in it"),
+    (b"\xfd7zxz", "it is compressed with xz: upload what is in it"),
+    (b"\x89hdf", "it is an HDF5 file, as Keras writes them: torch reads none"),
+    (b"\x93numpy", "it is an array of numpy's: save the weights with torch.save(model.state_dict(), path)"),
+)
+
+
+def _what_it_is(path: Path) -> str | None:
+    """What a file that cannot be read is by its first bytes, and the way out; None where they tell nothing."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    text = start.lstrip().lower()
+    for beginning, said in _BEGINNINGS:
+        if text.startswith(beginning):
+            return said
+    if len(start) > 9 and 0 < int.from_bytes(start[:8], "little") < 10**8 and start[8:9] == b"{":
+        return "it is a safetensors file: say format: SafeTensors"
+    if zipfile.is_zipfile(path):
+        return _what_is_in(path)
+    return None
+
+
+def _what_is_in(path: Path) -> str | None:
+    """Of a zip."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if not name.endswith("/")]
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return None
+    inner = {name.partition("/")[2] or name for name in names}
+    if "constants.pkl" in inner:
+        return "it is a TorchScript archive: say format: TorchScript, and leave architecture out"
+    if any(name.endswith(("archive_format", "serialized_exported_program.json", "models/model.json")) for name in names):
+        return "it is a program of torch.export: say format: TorchExport, and leave architecture out"
+    if "data.pkl" in inner:
+        return None
+    if names and all(name.endswith(".npy") for name in names):
+        return "it is an npz of numpy's: save the weights with torch.save(model.state_dict(), path)"
+    held = [name for name in names if name.lower().endswith((".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".onnx"))]
+    return f"it is a zip around {held[0][:_SHOWN]}: upload that file itself" if held else "it is a zip, and not one of torch's"
 
 
 def _read_trusted(path: Path) -> object:
@@ -177,8 +267,10 @@ def _refused(path: Path, words: str) -> StepFailed:
     cause = f"it asks for {named[1]}" if named else f"its reader says: {detail.strip()[:300]}"
     with path.open("rb") as file:
         is_pickle = zipfile.is_zipfile(path) or file.read(1) == pickle.PROTO
-    if not (named or is_pickle):
-        return StepFailed(Reason.CHECKPOINT_UNREADABLE, f"the checkpoint is not a file of torch.save: {cause}")
+    if not (named or is_pickle) or _what_it_is(path):
+        return StepFailed(
+            Reason.CHECKPOINT_UNREADABLE, f"the checkpoint is not a file of torch.save: {_what_it_is(path) or cause}"
+        )
     return StepFailed(
         Reason.UNSAFE_CHECKPOINT,
         f"the checkpoint holds more than tensors and was not opened, because unpickling it could run code ({cause}); "
@@ -196,34 +288,88 @@ def load_model(build: Callable[[], nn.Module], weights: StateDict, on_meta: bool
     with torch.device("meta" if on_meta else "cpu"):
         model = build()
     expected = model.state_dict()
-    weights = _unwrap(weights, expected)
+    weights = _with_tied(_unwrap(weights, expected), model)
     state = OrderedDict((key, value) for key, value in weights.items() if not key.endswith(_COUNTER) or key in expected)
     # Batch norm's counter serves training only, and old checkpoints lack it.
     state |= {key: torch.tensor(0) for key in expected if key.endswith(_COUNTER) and key not in state}
-    _compare({key: tuple(t.shape) for key, t in expected.items()}, {key: tuple(t.shape) for key, t in state.items()})
-    # Of which form each module was that wrote them, if the file tells: MNASNet asks. SafeTensors has no place for it.
+    # Of which form each module was that wrote them, if the file tells: MNASNet asks. SafeTensors has no place for it, and a
+    # module that does not know it takes the weights for those of its first form, as torchvision's first published ones are.
     written = getattr(weights, "_metadata", None)
-    state._metadata = written if isinstance(written, Mapping) else expected._metadata  # type: ignore[attr-defined]
-    try:
-        model.load_state_dict(state, assign=True)
-    except Exception as error:  # the network's own word on the weights, or on what the file says of their form
+    forms = [written if isinstance(written, Mapping) else expected._metadata, OrderedDict()]
+    refusal: Exception | None = None
+    for form in forms:
+        attempt = state.copy()
+        attempt._metadata = form  # type: ignore[attr-defined]
+        try:
+            # The modules have the first word on their keys: some rename those of former releases.
+            model.load_state_dict(attempt, assign=True)
+            break
+        except Exception as error:  # the network's own word on the weights, or on what the file says of their form
+            refusal = refusal or error
+    else:
+        _compare({key: tuple(t.shape) for key, t in expected.items()}, {key: tuple(t.shape) for key, t in state.items()})
         raise StepFailed(
-            Reason.CHECKPOINT_MISMATCH, f"the network does not take the checkpoint's weights: {type(error).__name__}: {error}"
-        ) from error
+            Reason.CHECKPOINT_MISMATCH,
+            f"the network does not take the checkpoint's weights: {type(refusal).__name__}: {refusal}",
+        ) from refusal
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         # Some networks keep computed tables outside their state dict; those need a real construction.
         model = build()
-        model.load_state_dict(state)
+        model.load_state_dict(attempt)
     return model.float().eval()
 
 
 def _unwrap(weights: StateDict, expected: StateDict) -> StateDict:
-    """Without what DataParallel, DistributedDataParallel and torch.compile put before every key, where all keys have it."""
-    for prefix in _WRAPPERS * 2:
-        if all(key.startswith(prefix) for key in weights) and not any(key.startswith(prefix) for key in expected):
-            log.info("every key of the checkpoint begins with %s, which is stripped", prefix)
-            weights = {key.removeprefix(prefix): tensor for key, tensor in weights.items()}
-    return weights
+    """The weights under the keys that the network has, where only what wraps it is in the way.
+
+    Taken off is what torch.compile puts before keys anywhere, AveragedModel's counter, and a part before the first dot that all
+    keys share and the network's do not (`module.` of DataParallel, `model.` of Lightning). torchvision's DenseNets are renamed as
+    torchvision does when it loads its own: `denselayer1.norm.1` became `denselayer1.norm1`.
+    """
+    found = dict(weights)
+    if any(_COMPILED in key for key in found) and not any(_COMPILED in key for key in expected):
+        log.info("what torch.compile put before keys of the checkpoint is taken off")
+        found = {key.replace(_COMPILED, ""): tensor for key, tensor in found.items()}
+    if _AVERAGED in found and _AVERAGED not in expected:
+        del found[_AVERAGED]
+    bare, prefixes = found, ""
+    while (prefix := _common_prefix(list(bare))) and not any(key.startswith(prefix) for key in expected):
+        bare, prefixes = {key.removeprefix(prefix): tensor for key, tensor in bare.items()}, prefixes + prefix
+        if prefix == _PARALLEL or _fits(bare, expected):
+            log.info("every key of the checkpoint begins with %s, which is taken off", prefixes)
+            found = bare
+    renamed = {_DENSENET.sub(r"\1\2", key): tensor for key, tensor in found.items()}
+    if set(renamed) <= set(expected) and not set(found) <= set(expected):
+        found = renamed
+    if list(found) == list(weights):
+        return weights
+    kept = OrderedDict(found)
+    kept._metadata = getattr(weights, "_metadata", None)  # type: ignore[attr-defined]
+    return kept
+
+
+def _fits(weights: StateDict, expected: StateDict) -> bool:
+    """Whether these are the network's own keys, but for counters that serve training only."""
+    return {key for key in weights if not key.endswith(_COUNTER)} == {key for key in expected if not key.endswith(_COUNTER)}
+
+
+def _with_tied(weights: StateDict, model: nn.Module) -> StateDict:
+    """The weights, with a tensor that the network has under two names under both: SafeTensors keeps it once."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    more = {
+        name: weights[there[0]]
+        for tied in names.values()
+        if (there := [name for name in tied if name in weights])
+        for name in tied
+        if name not in weights
+    }
+    if not more:
+        return weights
+    whole = OrderedDict({**weights, **more})
+    whole._metadata = getattr(weights, "_metadata", None)  # type: ignore[attr-defined]
+    return whole
 
 
 def _compare(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> None:

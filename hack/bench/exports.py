@@ -86,7 +86,7 @@ def _request(network: str, folder: Path, number: int) -> dict[str, Any]:
             "format": "StateDict",
             "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
         },
-        "architecture": {"name": network},
+        "architecture": {"name": network, "parameters": {"transformInput": False} if network.endswith("inception_v3") else {}},
         "inputs": [{"name": "image", "dataType": "FP32", "shape": _shape(network)}],
         "outputs": [{"name": "logits", "dataType": "FP32", "shape": [10 if network == "lenet5" else 1000]}],
         "triton": {"maxBatchSize": 8},

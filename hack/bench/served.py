@@ -101,7 +101,15 @@ def case_of(network: Network, precision: str) -> Case:
     any_answer = {"verification": {"parity": dict.fromkeys(("absoluteTolerance", "relativeTolerance"), "1")}}
     any_answer["verification"]["parity"]["minimumTop1Agreement"] = "0"
     more = any_answer if precision == "INT8" else {}
-    return Case(f"{network.name} {precision}", network.architecture, shape=network.shape, precision=precision, more=more)
+    transforms: dict[str, int | str] = {"transformInput": "false"} if network.architecture.endswith("inception_v3") else {}
+    return Case(
+        f"{network.name} {precision}",
+        network.architecture,
+        shape=network.shape,
+        precision=precision,
+        parameters=transforms,
+        more=more,
+    )
 
 
 def row(tenant: Any, network: Network, precision: str, prefix: str, eager: subprocess.Popen[str]) -> str:

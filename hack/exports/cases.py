@@ -27,8 +27,8 @@ class Case:
     shape: Sequence[int] = (3, 224, 224)
     classes: int = 1000
     precision: str = "FP32"
-    parameters: dict[str, int] = field(default_factory=dict)
-    """As the version writes them, in camelCase."""
+    parameters: dict[str, int | str] = field(default_factory=dict)
+    """As the version writes them, in camelCase; true and false as text."""
     layer: str | None = None
     weights: str | None = None
     """A state dict that the demo trained on digits; else they are random."""
@@ -106,7 +106,7 @@ PICTURES = {
 DIGITS: dict[str, Any] = {"shape": (1, 28, 28), "classes": 10, "weights": str(digits_checkpoint(2))}
 _BY_NAME = (
     *("alexnet", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"),
-    *("googlenet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121", "squeezenet1_1"),
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121", "squeezenet1_1"),
     *("mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x1_0", "mnasnet1_0", "efficientnet_b0", "regnet_y_400mf"),
     *("resnext50_32x4d", "convnext_tiny", "vit_b_16", "swin_t"),
 )
@@ -121,11 +121,13 @@ _DETECTORS: tuple[tuple[str, tuple[int, int], int, dict[str, int]], ...] = (
     ("retinanet_resnet50_fpn_v2", (60, 100), 300, _SMALL),
     ("fcos_resnet50_fpn", (60, 100), 100, _SMALL),
 )
+_TRANSFORMED: dict[str, int | str] = {"transformInput": "true"}
 CASES = (
     Case("LeNet-5", "lenet5", **DIGITS),
     Case("ZFNet", "zfnet"),
     *(Case(name, f"torchvision:{name}") for name in _BY_NAME),
-    Case("inception_v3", "torchvision:inception_v3", shape=(3, 299, 299)),
+    Case("googlenet", "torchvision:googlenet", parameters=_TRANSFORMED),
+    Case("inception_v3", "torchvision:inception_v3", shape=(3, 299, 299), parameters=_TRANSFORMED),
     *(
         Case(
             name,

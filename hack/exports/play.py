@@ -96,7 +96,7 @@ def _order(case: Case, folder: Path) -> Order:
         inputs=case.inputs,
         outputs=[spec["name"] for spec in case.outputs],
         weights=str(folder / "weights") if case.weights else None,
-        parameters={snake(name): value for name, value in case.parameters.items()},
+        parameters={snake(name): {"true": True, "false": False}.get(str(value), value) for name, value in case.parameters.items()},
         layer=case.layer,
     )
 

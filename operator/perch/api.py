@@ -349,7 +349,7 @@ class Checkpoint(Model):
         pattern=r"^[A-Za-z0-9_.-]+$",
         json_schema_extra=_refusal("write the key under which the training checkpoint keeps the state dict, such as state_dict"),
         description="Where the file is a whole training checkpoint: the key under which it keeps the state dict, such as "
-        "state_dict or model. Only tensors and plain containers are read, whatever else lies beside it.",
+        "state_dict or model. Tensors, plain containers and plain data are read; anything else in the file is refused.",
     )
     trust_source: bool = Field(
         False,
@@ -414,6 +414,13 @@ class Architecture(Model):
             (
                 "!has(self.name) || !has(self.parameters) || self.parameters.all(key, key.matches('^[a-z][A-Za-z0-9]*$'))",
                 "parameters of a network known by name are in camelCase: write numClasses for num_classes",
+                ".parameters",
+            ),
+            (
+                "!has(self.name) || !(self.name in ['torchvision:googlenet', 'torchvision:inception_v3']) || "
+                "(has(self.parameters) && 'transformInput' in self.parameters)",
+                "this network needs parameters.transformInput, since the checkpoint does not say it and every answer depends on "
+                'it: "true" if the training began from ImageNet\'s weights (torchvision sets it then), "false" if not',
                 ".parameters",
             ),
         )

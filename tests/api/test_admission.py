@@ -1245,6 +1245,13 @@ REFUSED_WHEN_CREATED = [
         False,
     ),
     Refusal(
+        "a network that may transform its input, and not said whether it does",
+        put("versions/0/architecture", {"name": "torchvision:googlenet", "parameters": {"numClasses": 10}}),
+        f"{V}.architecture.parameters",
+        'needs parameters.transformInput, since the checkpoint does not say it and every answer depends on it: "true" if',
+        False,
+    ),
+    Refusal(
         "an architecture has neither name nor entryPoint",
         drop("versions/0/architecture/name"),
         f"{V}.architecture",

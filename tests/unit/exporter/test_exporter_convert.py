@@ -230,7 +230,7 @@ def test_auxiliary_heads_may_be_in_the_checkpoint_or_not(name: str, auxiliary: b
     import torchvision.models
 
     model = torchvision.models.get_model(name, weights=None, init_weights=False, aux_logits=auxiliary)
-    architecture = Architecture(name=f"torchvision:{name}")
+    architecture = Architecture(name=f"torchvision:{name}", parameters={"transformInput": False})
     weights = model.state_dict()
     loaded = load_model(lambda: build_model(architecture, weights.keys()), weights)
     size = 299 if name == "inception_v3" else 224
@@ -238,13 +238,29 @@ def test_auxiliary_heads_may_be_in_the_checkpoint_or_not(name: str, auxiliary: b
         assert loaded(torch.zeros(2, 3, size, size)).shape == (2, 1000)
 
 
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_whether_a_network_transforms_its_input_is_asked_for_and_changes_its_answers(name: str) -> None:
+    import torchvision.models
+
+    with pytest.raises(StepFailed, match=r"needs parameters\.transformInput, since the checkpoint does not say it"):
+        build_model(Architecture(name=f"torchvision:{name}"), [])
+    trained = torchvision.models.get_model(name, weights=None, init_weights=False, transform_input=True, aux_logits=True)
+    weights, image = trained.state_dict(), torch.rand(2, 3, 8, 8)
+    for transforms in (True, False):
+        architecture = Architecture(name=f"torchvision:{name}", parameters={"transformInput": transforms})
+        loaded = load_model(lambda built=architecture: build_model(built, weights.keys()), weights)
+        assert torch.equal(loaded._transform_input(image), trained._transform_input(image)) is transforms
+
+
 MISMATCHES: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
     ("keys are missing", lambda weights: weights.pop("f6.bias"), r"1 missing \(f6.bias\)"),
     ("keys are unexpected", lambda weights: weights.update(extra=torch.zeros(1)), r"1 unexpected \(extra\)"),
     (
-        "all keys begin with a name that no wrapper has",
-        lambda weights: [weights.update({f"net.{key}": weights.pop(key)}) for key in list(weights)],
-        r"10 missing .* and 10 unexpected \(net.c1.weight.*begin with net\.$",
+        "all keys begin with a name and are not the network's without it either",
+        lambda weights: (
+            [weights.update({f"net.{key}": weights.pop(key)}) for key in list(weights)] + [weights.pop("net.f6.bias")]
+        ),
+        r"10 missing .* and 9 unexpected \(net.c1.weight.*begin with net\.$",
     ),
     (
         "the class count is another",
@@ -272,7 +288,7 @@ def test_all_keys_that_do_not_fit_are_in_the_log_where_the_sentence_names_a_few(
     lenet: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    weights = {f"net.{key}": tensor for key, tensor in lenet.state_dict().items()}
+    weights = {f"net_{key}": tensor for key, tensor in lenet.state_dict().items()}
     with pytest.raises(StepFailed, match=r"10 missing \(.* and 4 more\)"):
         load_model(LeNet5, weights)
     assert {f"unexpected: {key!r}" for key in weights} <= set(caplog.messages)
@@ -280,12 +296,12 @@ def test_all_keys_that_do_not_fit_are_in_the_log_where_the_sentence_names_a_few(
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
-def test_what_training_puts_before_every_key_is_stripped_and_said(prefix: str, lenet: Any, caplog: Any) -> None:
+def test_what_training_puts_before_every_key_is_taken_off_and_said(prefix: str, lenet: Any, caplog: Any) -> None:
     weights = {prefix + key: value for key, value in lenet.state_dict().items()}
     with caplog.at_level("INFO"):
         model = load_model(LeNet5, weights)
     assert torch.equal(model.c1.weight, lenet.c1.weight)
-    assert "which is stripped" in caplog.text
+    assert "taken off" in caplog.text
 
 
 def test_a_prefix_that_the_network_itself_has_stays(lenet: Any) -> None:
@@ -603,7 +619,8 @@ def test_every_classification_model_of_torchvision_is_built_without_memory() -> 
     assert len(names) >= 80
     with torch.device("meta"):
         for name in names:
-            model = build_model(Architecture(name=f"torchvision:{name}"), [])
+            asked = {"transformInput": True} if name in ("googlenet", "inception_v3") else {}
+            model = build_model(Architecture(name=f"torchvision:{name}", parameters=asked), [])
             assert all(parameter.is_meta for parameter in model.parameters()), name
 
 
