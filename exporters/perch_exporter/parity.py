@@ -10,11 +10,13 @@ The rule. For each output, over N samples, in double precision:
   tolerance as it stands for answers of ordinary size, and in units of the spread for larger ones.
 - The gate is *Unprovable* where the answers to different samples are too alike: where the spread is itself little more
   than FP32's rounding at the answers' size (64 ε max|answer|), or where the error is above the relativeTolerance but
-  within that rounding (16 ε max|answer|). Agreement would then prove nothing, and disagreement neither.
+  within that rounding (16 ε max|answer|). Agreement would then prove nothing, and disagreement neither. Answers that all
+  lie from 0 to 1 are rounded as 1 is: sigmoid and softmax are computed so (onnxruntime's sigmoid is half an ε off at 1e-5).
+- Where an output is the very same for every sample (a table of anchors) its size stands for the spread, and it proves
+  nothing: another output has to.
 - NaN or Inf on either side fails.
 - Integers and truth values are the checkpoint's or they are not: the *relative error* is the share of elements that
-  differ. It must be at most relativeTolerance. Where they are the same for every sample they prove nothing, and the gate is
-  Unprovable unless another output proves something.
+  differ. It must be at most relativeTolerance. Where they are the same for every sample they prove nothing either.
 - Rounding is that of the output's own type: an FP16 answer can prove less than one of FP32.
 
 - *Top-1 agreement* is the share of samples for which both put the same class first (outputs of two dimensions, at least two
@@ -66,6 +68,7 @@ from perch_exporter.samples import Array, Tensors
 _ROUNDING = 16
 _LEAST_SPREAD = 64
 """In units of the type's epsilon."""
+_ALIKE = "too alike to prove anything; real samples (verification.parity.samples), which the network tells apart, may prove it"
 _NEAR_CENTRE = 0.1
 _LEAST_APART = 0.1
 """Of the detections in a sample, the share that others do not have."""
@@ -97,7 +100,7 @@ def judge(cases: Sequence[Answers], tolerance: ParityTolerance) -> Parity:
     all_of_them = [judgement for case in cases for judgement in _judge_case(case, tolerance)]
     order = (Verdict.PASSED, Verdict.UNPROVABLE, Verdict.FAILED)
     worst = max(all_of_them, key=lambda judgement: (order.index(judgement.verdict), judgement.proves, judgement.relative))
-    if worst.verdict is Verdict.PASSED and not worst.proves:
+    if not any(judgement.proves for judgement in all_of_them):
         worst = replace(worst, verdict=Verdict.UNPROVABLE)
     furthest = max(all_of_them, key=lambda judgement: judgement.absolute)
     relative = max(judgement.relative for judgement in all_of_them)
@@ -181,7 +184,7 @@ def _judge_detections(case: Answers, tolerance: ParityTolerance) -> _Judgement:
         )
     elif apart < max(_LEAST_APART, 2 * tolerance.relative):
         verdict = Verdict.UNPROVABLE
-        words += f"; the checkpoint finds the same in different samples, but for {apart:.2g}, too alike to prove anything"
+        words += f"; the checkpoint finds the same in different samples, but for {apart:.2g}, {_ALIKE}"
     return _Judgement(verdict, words, found.score_error, found.share_alone, apart)
 
 
@@ -191,13 +194,14 @@ def _judge_output(name: str, reference: Array, case: Answers, tolerance: ParityT
     actual = case.actual[name]
     if not np.issubdtype(reference.dtype, np.floating):
         return _judge_integers(name, reference, actual, case, tolerance)
-    epsilon = float(np.finfo(reference.dtype).eps)
     absolute = max((_furthest(*pair) for pair in zip(reference, actual, strict=True)), default=0.0)
     extent, size = spread(reference), float(np.abs(reference).max(initial=0.0))
-    # <=, so that answers which are all zero are unprovable too.
+    if extent == 0:
+        return _judge_constant(name, absolute, size, case, tolerance)
+    epsilon = float(np.finfo(reference.dtype).eps)
     if extent <= _LEAST_SPREAD * epsilon * size:
         words = f"{name}: the checkpoint's answers to different inputs lie only {extent:.2g} apart at a size of {size:.2g}"
-        return _Judgement(Verdict.UNPROVABLE, f"{words}, too alike to prove anything", absolute, spread=extent)
+        return _Judgement(Verdict.UNPROVABLE, f"{words}, {_ALIKE}", absolute, spread=extent)
     relative = absolute / extent
     top1 = _top1(reference, actual)
     cosine = None if tolerance.minimum_cosine is None else _cosine(reference.astype(np.float64), actual.astype(np.float64))
@@ -213,12 +217,25 @@ def _judge_output(name: str, reference: Array, case: Answers, tolerance: ParityT
     verdict = Verdict.FAILED
     if agrees and relative <= tolerance.relative and absolute <= _allowed(extent, tolerance):
         verdict = Verdict.PASSED
-    elif absolute <= _ROUNDING * epsilon * size:
+    elif absolute <= _ROUNDING * epsilon * (1.0 if _are_shares(reference, actual) else size):
         verdict = Verdict.UNPROVABLE
         words += (
-            f"; that is {reference.dtype}'s own rounding at answers of size {size:.2g}, so the tolerance asks for too much here"
+            f"; {reference.dtype} itself rounds by as much, so these answers are too alike to prove more: samples with clearly "
+            "different answers (verification.parity.samples) prove it, or a relativeTolerance above "
+            f"{relative:.2g} asks for no more than rounding allows"
         )
     return _Judgement(verdict, words, absolute, relative, extent, top1, cosine)
+
+
+def _judge_constant(name: str, absolute: float, size: float, case: Answers, tolerance: ParityTolerance) -> _Judgement:
+    """An output that is the very same for every sample, as a table of anchors is."""
+    relative = absolute / size if size else absolute
+    right = relative <= tolerance.relative and absolute <= _allowed(size, tolerance)
+    words = (
+        f"{name}: largest error {absolute:.2g} (allowed {_allowed(size, tolerance):.2g}), {relative:.2g} of the answers' size of "
+        f"{size:.3g} (allowed {tolerance.relative_tolerance}), {case.batch}; the checkpoint answers the same to every input, {_ALIKE}"
+    )
+    return _Judgement(Verdict.PASSED if right else Verdict.FAILED, words, absolute, relative, size, proves=False)
 
 
 def _judge_integers(name: str, reference: Array, actual: Array, case: Answers, tolerance: ParityTolerance) -> _Judgement:
@@ -227,9 +244,14 @@ def _judge_integers(name: str, reference: Array, actual: Array, case: Answers, t
     if differing > tolerance.relative:
         return _Judgement(Verdict.FAILED, words, relative=differing)
     if (reference == reference[:1]).all():
-        words = f"{name}: the checkpoint answers the same to every input, too alike to prove anything"
+        words = f"{name}: the checkpoint answers the same to every input, {_ALIKE}"
         return _Judgement(Verdict.PASSED, words, relative=differing, proves=False)
     return _Judgement(Verdict.PASSED, words, relative=differing)
+
+
+def _are_shares(*answers: npt.NDArray[np.floating]) -> bool:
+    """Whether all lie from 0 to 1, as what comes of a sigmoid or a softmax does."""
+    return all(float(array.min(initial=0.0)) >= 0 and float(array.max(initial=0.0)) <= 1 for array in answers)
 
 
 def spread(answers: npt.NDArray[np.floating]) -> float:

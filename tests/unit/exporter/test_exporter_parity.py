@@ -203,6 +203,56 @@ def test_an_output_that_says_the_same_to_everything_may_stand_beside_one_that_pr
     assert judge([alone, alone], DEFAULT).verdict is Verdict.UNPROVABLE
 
 
+TABLE = np.tile(np.linspace(-3, 500, 6, dtype=np.float32), (8, 1))
+TABLES = [
+    ("its own table passes", LOGITS, TABLE, Verdict.PASSED),
+    ("a table rounded as half precision rounds fails in FP32, beyond the absolute tolerance", LOGITS, TABLE + 0.25, Verdict.FAILED),
+    ("another table fails", LOGITS, TABLE[:, ::-1], Verdict.FAILED),
+    ("a table that depends on the sample fails", LOGITS, TABLE + 5 * LOGITS[:, :1], Verdict.FAILED),
+    ("no table fails", LOGITS, TABLE * 0, Verdict.FAILED),
+    ("its own table saves no wrong answer", -LOGITS, TABLE, Verdict.FAILED),
+]
+
+
+@pytest.mark.parametrize(("logits", "table", "verdict"), [c[1:] for c in TABLES], ids=[c[0] for c in TABLES])
+def test_of_a_table_that_is_the_same_for_every_sample(logits: np.ndarray, table: np.ndarray, verdict: Verdict) -> None:
+    tolerance = ParityTolerance(relative_tolerance="1e-4")
+    both = Answers({"logits": LOGITS, "table": TABLE}, {"logits": logits, "table": table.astype(np.float32)}, "")
+    parity = judge([both], tolerance)
+    assert parity.verdict is verdict
+    assert within(parity, tolerance) == (verdict is Verdict.PASSED)
+    alone = judge([Answers({"table": TABLE}, {"table": table.astype(np.float32)}, "")], tolerance)
+    assert alone.verdict is Verdict.UNPROVABLE
+    assert "real samples (verification.parity.samples)" in alone.message
+
+
+def shares(bias: float) -> np.ndarray:
+    return 1 / (1 + np.exp(-(LOGITS[:, :1].astype(np.float64) + bias)))
+
+
+SHARES = [
+    ("an error of a runtime's own sigmoid proves nothing where the network is sure of one side", -14, 4e-8, Verdict.UNPROVABLE),
+    ("nor where it is sure of the other", 12, 2e-7, Verdict.UNPROVABLE),
+    ("the same error passes where the answers lie apart", 0, 4e-8, Verdict.PASSED),
+    ("more than rounding fails", -12, 1e-5, Verdict.FAILED),
+    ("more than rounding fails on the other side", 12, 1e-5, Verdict.FAILED),
+]
+
+
+@pytest.mark.parametrize(("bias", "error", "verdict"), [c[1:] for c in SHARES], ids=[c[0] for c in SHARES])
+def test_of_a_sigmoid(bias: float, error: float, verdict: Verdict) -> None:
+    parity = judge([answers(shares(bias), (shares(bias) - error).clip(0, 1))], DEFAULT)
+    assert parity.verdict is verdict, parity.message
+    if verdict is Verdict.UNPROVABLE:
+        assert "samples with clearly different answers (verification.parity.samples) prove it" in parity.message
+
+
+def test_answers_of_a_sure_sigmoid_that_are_wrong_fail() -> None:
+    assert judge([answers(shares(-8), shares(-8)[::-1])], DEFAULT).verdict is Verdict.FAILED
+    tiny = LOGITS * 1e-8
+    assert judge([answers(tiny, -tiny)], DEFAULT).verdict is Verdict.FAILED, "tiny numbers of both signs are no shares"
+
+
 def test_answers_in_half_precision_are_judged_by_its_own_rounding() -> None:
     half = LOGITS.astype(np.float16)
     off = (half + np.float16(0.004)).astype(np.float16)
