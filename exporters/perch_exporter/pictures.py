@@ -14,6 +14,9 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +30,23 @@ MAX_PIXELS = 25_000_000
 MAX_SCANS = 64
 """Of a JPEG. A progressive one has some ten, and each is a pass over all pixels, though it may take no bytes."""
 
+MAX_SEGMENTS, MAX_CHUNKS = 4096, 65_536
+"""Of a JPEG, of a PNG. Pillow reads them one by one in Python; a camera's JPEG has some hundred at most."""
+FREE_PIXELS = 1_000_000
+PIXELS_PER_BYTE = 16
+UNFOLDED_PER_SECOND = 25_000_000
+"""For each thread that prepares pictures. Of a PNG of one colour, 25 million take up to half a second of a core."""
+UNFOLDED_SECONDS = 30
+"""What is saved up while nobody asks, in seconds: the golden check asks for all its pictures at once."""
+
 _INTERPOLATIONS = {"Bilinear": Image.Resampling.BILINEAR, "Bicubic": Image.Resampling.BICUBIC}
 _START_OF_SCAN = b"\xff\xda"
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_MARKERS = np.array([0 < kind < 0xD0 or 0xD7 < kind < 0xFF for kind in range(256)])
+"""Of a JPEG, but for restarts, which stand within a scan and have no length."""
+_LOOKED_AT = 2**20
+_BARE, _END = b"\x01\xd8", 0xD9
+"""Markers without a length; the end of the picture."""
 _BASE64_STARTS = (b"/9j/", b"iVBORw0KGgo")
 """How the text of a JPEG and of a PNG begins in base64: JSON carries no bytes."""
 
@@ -70,9 +88,39 @@ class Recipe:
         )
 
 
-def prepare(content: bytes, recipe: Recipe) -> npt.NDArray[np.float32]:
+class Budget:
+    """Bounds what the pictures of all senders cost that unfold to far more pixels than their bytes would fill.
+
+    A photo has a few pixels for each byte, so its sender pays about what it costs; 73 KB of one colour may be 25 million pixels.
+    Counted are a picture's pixels beyond FREE_PIXELS and PIXELS_PER_BYTE for each byte, at most UNFOLDED_PER_SECOND for each
+    thread. Others are never refused for it.
+    """
+
+    def __init__(self, threads: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = threads * UNFOLDED_PER_SECOND
+        self._most = self._left = float(self._rate * UNFOLDED_SECONDS)
+        self._clock, self._at = clock, clock()
+        self._lock = threading.Lock()
+
+    def take(self, pixels: int, size: int) -> None:
+        """For a picture of so many pixels in `size` bytes, before it is decoded. Raises PictureError."""
+        unfolded = pixels - FREE_PIXELS - PIXELS_PER_BYTE * size
+        if unfolded <= 0:
+            return
+        with self._lock:
+            now = self._clock()
+            self._left, self._at = min(self._most, self._left + (now - self._at) * self._rate), now
+            if unfolded > self._left:
+                raise PictureError(
+                    f"its {size:,} bytes unfold to {pixels:,} pixels, and {self._rate:,} of such pixels are taken in a second: "
+                    "send it again later, or make it smaller"
+                )
+            self._left -= unfolded
+
+
+def prepare(content: bytes, recipe: Recipe, budget: Budget | None = None) -> npt.NDArray[np.float32]:
     """The tensor of one picture, float32 [C, H, W] or [H, W, C]. Raises PictureError."""
-    image = _decoded(content, recipe.mode)
+    image = _decoded(content, recipe.mode, budget)
     if recipe.resize:
         image = _resized(image, recipe.resize, _INTERPOLATIONS[recipe.interpolation])
     if recipe.crop:
@@ -86,7 +134,7 @@ def prepare(content: bytes, recipe: Recipe) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(tensor if recipe.channels_last else tensor.transpose(2, 0, 1))
 
 
-def _decoded(content: bytes, mode: str) -> Image.Image:
+def _decoded(content: bytes, mode: str, budget: Budget | None) -> Image.Image:
     if content.startswith(_BASE64_STARTS):
         try:
             content = base64.b64decode(content, validate=True)
@@ -94,12 +142,18 @@ def _decoded(content: bytes, mode: str) -> Image.Image:
             raise PictureError(f"it begins as a picture in base64 and does not go on as one: {error}") from error
     if len(content) > MAX_BYTES:
         raise PictureError(f"it has {len(content):,} bytes, more than {MAX_BYTES:,}")
+    content = _alone(content)
     try:
         with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
             _refuse(image)  # nothing but the header is read yet
             if image.format != "PNG" and content.count(_START_OF_SCAN) > MAX_SCANS:
                 raise PictureError(f"it has more than {MAX_SCANS} scans")
-            return image.convert(mode)
+            if budget is not None:
+                budget.take(image.width * image.height, len(content))
+            if image.mode != mode:
+                return image.convert(mode)
+            image.load()
+            return image  # convert would make a copy: another 100 MB of the largest
     except PictureError:
         raise
     except UnidentifiedImageError as error:
@@ -108,6 +162,52 @@ def _decoded(content: bytes, mode: str) -> Image.Image:
         raise PictureError(f"it has more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # Pillow raises whatever the broken bytes lead it to
         raise PictureError(f"it cannot be read: {error}") from error
+
+
+def _alone(content: bytes) -> bytes:
+    """Up to the picture's own end. A phone's motion photo has a video behind it, others have a second picture there."""
+    if content.startswith(_JPEG):
+        return content[: _end_of_jpeg(content)]
+    return content[: _end_of_png(content)] if content.startswith(_PNG) else content
+
+
+def _end_of_jpeg(content: bytes) -> int:
+    """From marker to marker; those that stand within a segment (a thumbnail has its own) are passed over with it."""
+    place, numbers = 0, np.frombuffer(content, np.uint8)
+    for _ in range(MAX_SEGMENTS):
+        place = _next_marker(numbers, place) + 2
+        if place > len(content):
+            return len(content)
+        kind = content[place - 1]
+        if kind == _END:
+            return place
+        if kind not in _BARE:
+            place += int.from_bytes(content[place : place + 2], "big")
+    raise PictureError(f"it has more than {MAX_SEGMENTS:,} segments")
+
+
+def _next_marker(numbers: npt.NDArray[np.uint8], place: int) -> int:
+    """The end where there is none. In numpy, since each second byte of a scan may look like a marker's beginning."""
+    size = 64
+    while place < len(numbers) - 1:
+        part = numbers[place : place + size + 1]
+        found = (part[:-1] == 0xFF) & _MARKERS[part[1:]]
+        if found.any():
+            return place + int(found.argmax())
+        place, size = place + size, min(2 * size, _LOOKED_AT)
+    return len(numbers)
+
+
+def _end_of_png(content: bytes) -> int:
+    place = len(_PNG)
+    for _ in range(MAX_CHUNKS):
+        if place + 8 > len(content):
+            return len(content)
+        length, kind = int.from_bytes(content[place : place + 4], "big"), content[place + 4 : place + 8]
+        place += length + 12
+        if kind == b"IEND":
+            return place
+    raise PictureError(f"it has more than {MAX_CHUNKS:,} chunks")
 
 
 def _refuse(image: Image.Image) -> None:

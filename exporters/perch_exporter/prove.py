@@ -170,7 +170,9 @@ def _case(
 def _parity_failure(request: ExportRequest, parity: Parity) -> StepFailed:
     judged, precision = Judged(parity, request.tolerance), request.conversion.precision
     if parity.verdict is Verdict.UNPROVABLE:
-        return StepFailed(Reason.PARITY_UNPROVABLE, f"parity cannot be proven: {parity.message}. Are these trained weights?", judged)
+        return StepFailed(
+            Reason.PARITY_UNPROVABLE, f"parity cannot be proven: {parity.message}. Are these trained weights?", judged
+        )
     hint = "" if precision is Precision.FP32 else f"; this is {precision}, conversion.precision: FP32 is exact"
     return StepFailed(
         Reason.PARITY_FAILED, f"the exported model does not answer as the checkpoint does: {parity.message}{hint}", judged

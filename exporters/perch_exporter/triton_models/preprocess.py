@@ -33,11 +33,15 @@ class TritonPythonModel:
         self.output = config["output"][0]["name"]
         self.pictures = pictures
         self.recipe = pictures.Recipe.from_fields(settings["preprocessing"], settings["shape"])
-        self.pool = ThreadPoolExecutor(min(_THREADS, len(os.sched_getaffinity(0))))
+        threads = min(_THREADS, len(os.sched_getaffinity(0)))
+        self.pool, self.budget = ThreadPoolExecutor(threads), pictures.Budget(threads)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        waiting = [[self.pool.submit(self.pictures.prepare, bytes(c), self.recipe) for c in contents(r)] for r in requests]
+        waiting = [[self.submit(bytes(content)) for content in contents(request)] for request in requests]
         return [self.answer(pictures) for pictures in waiting]
+
+    def submit(self, content: bytes) -> "Future[Any]":
+        return self.pool.submit(self.pictures.prepare, content, self.recipe, self.budget)
 
     def answer(self, waiting: "list[Future[Any]]") -> Any:
         tensors = []

@@ -206,7 +206,12 @@ def test_an_output_that_says_the_same_to_everything_may_stand_beside_one_that_pr
 TABLE = np.tile(np.linspace(-3, 500, 6, dtype=np.float32), (8, 1))
 TABLES = [
     ("its own table passes", LOGITS, TABLE, Verdict.PASSED),
-    ("a table rounded as half precision rounds fails in FP32, beyond the absolute tolerance", LOGITS, TABLE + 0.25, Verdict.FAILED),
+    (
+        "a table rounded as half precision rounds fails in FP32, beyond the absolute tolerance",
+        LOGITS,
+        TABLE + 0.25,
+        Verdict.FAILED,
+    ),
     ("another table fails", LOGITS, TABLE[:, ::-1], Verdict.FAILED),
     ("a table that depends on the sample fails", LOGITS, TABLE + 5 * LOGITS[:, :1], Verdict.FAILED),
     ("no table fails", LOGITS, TABLE * 0, Verdict.FAILED),

@@ -119,6 +119,16 @@ def many_scans() -> bytes:
     return content[:last] + content[last:-2] * 100 + content[-2:]
 
 
+def many_segments() -> bytes:
+    content = packed(noise(), "JPEG")
+    return content[:2] + b"\xff\xfe\x00\x02" * 5000 + content[2:]
+
+
+def many_chunks() -> bytes:
+    content = packed(noise())
+    return content[:33] + (bytes(4) + b"abCd" + struct.pack(">I", zlib.crc32(b"abCd"))) * 70_000 + content[33:]
+
+
 HOSTILE: list[tuple[str, Callable[[], bytes], str]] = [
     ("nothing", lambda: b"", "neither a JPEG nor a PNG"),
     ("text", lambda: b"<svg/>", "neither a JPEG nor a PNG"),
@@ -139,6 +149,8 @@ HOSTILE: list[tuple[str, Callable[[], bytes], str]] = [
     ("an animation", animation, "it is animated"),
     ("too many bytes", lambda: b"\xff\xd8\xff" + bytes(MAX_BYTES), "33,554,435 bytes"),
     ("a hundred scans", many_scans, "more than 64 scans"),
+    ("five thousand empty segments", many_segments, "more than 4,096 segments"),
+    ("seventy thousand empty chunks", many_chunks, "more than 65,536 chunks"),
     ("another size", lambda: packed(noise(6, 8)), "8 pixels wide and 6 high, this model takes 6 and 8"),
 ]
 
@@ -156,6 +168,8 @@ def test_refused_by_a_sentence(make: Callable[[], bytes], says: str) -> None:
         ("MAX_PIXELS", lambda: packed(Image.new("L", (40_000, 1))), (1, 28, 28)),
         ("MAX_SCANS", many_scans, (1, 28, 28)),
         ("MAX_BYTES", lambda: packed(noise(64, 64)) + bytes(MAX_BYTES), (1, 28, 28)),
+        ("MAX_SEGMENTS", many_segments, (1, 28, 28)),
+        ("MAX_CHUNKS", many_chunks, (1, 28, 28)),
     ],
 )
 def test_without_its_limit_the_picture_is_read(
@@ -170,6 +184,75 @@ def test_without_its_limit_the_picture_is_read(
 
 def test_a_progressive_picture_is_no_harm() -> None:
     assert prepare(packed(noise(), "JPEG", progressive=True), recipe()).shape == (3, 8, 6)
+
+
+VIDEO = b"\x00\x00\x00\x18ftypmp42" + b"\xff\xda" * 1000 + np.random.default_rng(9).bytes(500_000)
+
+
+def with_thumbnail() -> bytes:
+    thumbnail = packed(noise(60, 80), "JPEG")
+    segment = b"Exif\x00\x00" + thumbnail
+    content = packed(noise(64, 64), "JPEG")
+    return content[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + content[2:]
+
+
+def two_pictures() -> bytes:
+    return packed(noise(64, 64), "MPO", save_all=True, append_images=[noise(64, 64).rotate(90)])
+
+
+BEFORE: list[tuple[str, Callable[[], bytes]]] = [
+    ("a JPEG", lambda: packed(noise(64, 64), "JPEG")),
+    ("a progressive JPEG", lambda: packed(noise(64, 64), "JPEG", progressive=True)),
+    ("a JPEG with restarts", lambda: packed(noise(64, 64), "JPEG", restart_marker_blocks=1)),
+    ("a JPEG with a thumbnail, which has an end of its own", with_thumbnail),
+    ("two pictures in one file", two_pictures),
+    ("a PNG", lambda: packed(noise(64, 64))),
+]
+
+
+@pytest.mark.parametrize("make", [case[1] for case in BEFORE], ids=[case[0] for case in BEFORE])
+def test_what_lies_behind_a_pictures_end_is_no_part_of_it(make: Callable[[], bytes]) -> None:
+    """As in a phone's motion photo, whose video may hold anything."""
+    content = make()
+    with Image.open(io.BytesIO(content)) as image:
+        expected = np.asarray(image.convert("RGB"), np.float32).transpose(2, 0, 1) / 255
+    for behind in (b"", VIDEO, many_scans()):
+        assert np.array_equal(prepare(content + behind, recipe((3, 64, 64))), expected)
+
+
+def test_pixels_beyond_a_pictures_bytes_are_taken_at_a_rate_and_others_always() -> None:
+    now = [100.0]
+    budget = pictures.Budget(2, lambda: now[0])
+    at_once = 2 * pictures.UNFOLDED_PER_SECOND * pictures.UNFOLDED_SECONDS
+    budget.take(at_once + pictures.FREE_PIXELS, 0)
+    with pytest.raises(
+        PictureError, match="its 73,000 bytes unfold to 25,000,000 pixels, and 50,000,000 of such pixels are taken"
+    ):
+        budget.take(25_000_000, 73_000)
+    for photo in ((12_000_000, 3_000_000), (1_000_000, 1000), (25_000_000, 1_500_000)):
+        budget.take(*photo)
+    now[0] += 1
+    budget.take(25_000_000, 73_000)
+    budget.take(25_000_000, 73_000)
+    with pytest.raises(PictureError):
+        budget.take(25_000_000, 73_000)
+    now[0] += 3600
+    budget.take(at_once + pictures.FREE_PIXELS, 0)
+    with pytest.raises(PictureError):
+        budget.take(2 * pictures.FREE_PIXELS, 0)
+
+
+def test_a_picture_that_is_refused_for_the_budget_is_not_decoded() -> None:
+    plain = packed(Image.new("RGB", (4000, 4000)))
+    budget = pictures.Budget(1, lambda: 0.0)
+    told = recipe((3, 28, 28), resize=[28], centerCrop=[28])
+    assert prepare(plain, told, budget).shape == (3, 28, 28)
+    with pytest.raises(PictureError, match="send it again later"):
+        for _ in range(100):
+            budget.take(16_000_000, len(plain))
+    with pytest.raises(PictureError, match="unfold to 16,000,000 pixels"):
+        prepare(plain[:200], told, budget)  # no more than its header is there
+    assert prepare(packed(noise(400, 400), "JPEG"), told, budget).shape == (3, 28, 28)
 
 
 def test_a_thread_of_a_picture_is_not_resized_to_more_pixels_than_are_allowed() -> None:
