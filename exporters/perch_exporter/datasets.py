@@ -315,7 +315,8 @@ def _open_pictures(path: Path, request: ExportRequest, classes: int | None) -> _
 
 
 _SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing", "eval", "holdout")
-"""Usual names of the parts of a data set: no one's classes."""
+"""Usual names of the parts of a data set. One of them alone may be a class: there are pictures of trains."""
+_TRAINING = _SPLITS[:2]
 
 
 def _labels_of(names: Sequence[str], known: Sequence[str] | None, classes: int) -> tuple[int, ...]:
@@ -327,21 +328,18 @@ def _labels_of(names: Sequence[str], known: Sequence[str] | None, classes: int) 
     folders = _class_folders(names, set(known or ()))
     different = sorted(set(folders))
     shown = ", ".join(folder[:40] or "none" for folder in different[:5])
-    if splits := [folder for folder in different if folder.lower() in _SPLITS and folder not in (known or ())]:
-        raise _unreadable(
-            f"its pictures lie below {' and '.join(splits[:4])}, which are parts of a data set, not classes, and pictures that "
-            "the network was trained on say nothing of it: pack the folder of one part alone"
-        )
     by_place = {folder: place for place, folder in enumerate(different)}
     if known and set(different) <= set(known):
         numbers = {folder: list(known).index(folder) for folder in different}
     elif all(folder.isascii() and folder.isdigit() for folder in different):
         numbers = {folder: int(folder) for folder in different}
-        if len(different) == classes and numbers != by_place:
+        digits = len(str(classes - 1))
+        if (len(different) == classes and numbers != by_place) or any(len(folder) < digits for folder in different):
             raise _unreadable(
-                f"its folders are numbers ({shown}) whose order as text, by which torchvision's ImageFolder counts classes, is "
-                f"another one than their order as numbers from 0: list the folders' names in triton.labels, in the order of the "
-                f"{classes} outputs, or name the folders with leading zeros from 0 on"
+                f"its folders are numbers ({shown}) and may mean two things: the classes 0 to {classes - 1}, or, as "
+                "torchvision's ImageFolder counts, places in the order of their text, in which 10 comes before 2: list the folders' names in "
+                f"triton.labels, in the order of the {classes} outputs, or name each by its class's number, from 0 on, in "
+                f"{digits} digits or more"
             )
     elif len(different) == classes:
         numbers = by_place
@@ -358,9 +356,24 @@ def _labels_of(names: Sequence[str], known: Sequence[str] | None, classes: int) 
 def _class_folders(names: Sequence[str], known: set[str]) -> list[str]:
     """The first folder below the root, for each picture. A folder that is one of the known labels is no root."""
     parts = [[part for part in PurePosixPath(name).parts[:-1] if part not in ("/", ".")] for name in names]
+    roots: list[str] = []
     while min(map(len, parts)) > 1 and len({part[0] for part in parts}) == 1 and parts[0][0] not in known:
+        roots.append(parts[0][0])
         parts = [part[1:] for part in parts]
+    _refuse_training(roots, parts, known)
     return [part[0] if part else "" for part in parts]
+
+
+def _refuse_training(roots: Sequence[str], parts: Sequence[Sequence[str]], known: set[str]) -> None:
+    """An archive with `train` and `val` in it, above the classes or below them, has pictures that the network was trained on."""
+    below = {folder for part in parts for folder in part if folder.lower() in _SPLITS and folder not in known}
+    found = sorted(below) if len(below) > 1 else [root for root in roots if root.lower() in _TRAINING]
+    if found:
+        raise _unreadable(
+            f"its pictures lie below {' and '.join(found[:4])}, which are parts of a data set, not classes, and pictures that "
+            "the network was trained on say nothing of it: pack the folder of one part alone, which it was not trained on; "
+            "where these are classes, list all of them in triton.labels"
+        )
 
 
 # --- both ----------------------------------------------------------------------------------------------------------------

@@ -233,7 +233,8 @@ def _judge_constant(name: str, absolute: float, size: float, case: Answers, tole
     right = relative <= tolerance.relative and absolute <= _allowed(size, tolerance)
     words = (
         f"{name}: largest error {absolute:.2g} (allowed {_allowed(size, tolerance):.2g}), {relative:.2g} of the answers' size of "
-        f"{size:.3g} (allowed {tolerance.relative_tolerance}), {case.batch}; the checkpoint answers the same to every input, {_ALIKE}"
+        f"{size:.3g} (allowed {tolerance.relative_tolerance}), {case.batch}; "
+        f"the checkpoint answers the same to every input, {_ALIKE}"
     )
     return _Judgement(Verdict.PASSED if right else Verdict.FAILED, words, absolute, relative, size, proves=False)
 

@@ -15,7 +15,7 @@ import pytest
 from exporter_builders import PICTURES, request
 from PIL import Image
 
-from perch_exporter.contract import Reason
+from perch_exporter.contract import ExportRequest, Reason
 from perch_exporter.datasets import open_data_set
 from perch_exporter.failure import StepFailed
 
@@ -128,10 +128,55 @@ def test_folders_whose_order_could_mean_two_things_are_refused_with_the_way_out(
         assert sorted(labels.tolist()) == list(range(12))
 
 
-def test_a_set_that_holds_the_pictures_of_training_too_is_refused(tmp_path: Path) -> None:
-    zipped(tmp_path / "set", {"set/train/3/a.png": picture(1), "set/val/3/a.png": picture(2)})
-    with pytest.raises(StepFailed, match=r"lie below train and val, .* pack the folder of one part alone"):
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        pytest.param(["set/train/3/a.png", "set/val/3/a.png"], "train and val", id="above the classes"),
+        pytest.param(["3/train/a.png", "3/val/a.png", "4/val/a.png"], "train and val", id="below the classes"),
+        pytest.param(["set/Train/3/a.png", "set/Test/3/a.png", "set/other/a.png"], "Test and Train", id="beside something else"),
+        pytest.param(["set/train/3/a.png", "set/train/4/a.png"], "train", id="and nothing else"),
+    ],
+)
+def test_a_set_that_holds_the_pictures_of_training_too_is_refused(names: list[str], says: str, tmp_path: Path) -> None:
+    zipped(tmp_path / "set", {name: picture(place) for place, name in enumerate(names)})
+    with pytest.raises(StepFailed, match=rf"lie below {says}, .* pack the folder of one part alone"):
         open_data_set(tmp_path / "set", ASKED, labelled=True)
+    assert open_data_set(tmp_path / "set", ASKED).samples == len(names), "for parity and calibration they serve"
+
+
+@pytest.mark.parametrize("labels", [None, ("bus", "car", "train")])
+def test_pictures_of_trains_are_a_class_like_others(labels: tuple[str, ...] | None, tmp_path: Path) -> None:
+    zipped(tmp_path / "set", {f"{name}/a.png": picture(place) for place, name in enumerate(("bus", "train", "car"))})
+    ((_, found),) = open_data_set(tmp_path / "set", of_classes(3, labels), labelled=True).batches(9)
+    assert found.tolist() == [0, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("classes", "folders", "labels"),
+    [
+        pytest.param(12, ["2", "11"], None, id="some of twelve"),
+        pytest.param(102, [str(n) for n in range(1, 103)], None, id="1 to 102"),
+        pytest.param(1000, ["0", "17"], None, id="two of a thousand"),
+        pytest.param(12, [f"{n:02}" for n in range(12)], list(range(12)), id="00 to 11"),
+        pytest.param(12, ["11", "02"], [11, 2], id="11 and 02"),
+        pytest.param(10, ["9", "1"], [9, 1], id="9 and 1 of ten"),
+    ],
+)
+def test_numbers_for_folders_mean_classes_where_their_text_sorts_as_they_do(
+    classes: int, folders: list[str], labels: list[int] | None, tmp_path: Path
+) -> None:
+    zipped(tmp_path / "set", {f"{folder}/a.png": picture(place % 256) for place, folder in enumerate(folders)})
+    if labels is None:
+        with pytest.raises(StepFailed, match=r"may mean two things: .*, from 0 on, in \d digits or more"):
+            open_data_set(tmp_path / "set", of_classes(classes, None), labelled=True)
+    else:
+        ((_, found),) = open_data_set(tmp_path / "set", of_classes(classes, None), labelled=True).batches(999)
+        assert found.tolist() == labels
+
+
+def of_classes(count: int, labels: tuple[str, ...] | None) -> ExportRequest:
+    outputs = (ASKED.outputs[0].model_copy(update={"shape": (count,)}),)
+    return ASKED.model_copy(update={"outputs": outputs, "triton": ASKED.triton.model_copy(update={"labels": labels})})
 
 
 def test_without_labels_a_flat_folder_will_do(tmp_path: Path) -> None:
