@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir
 import onnxruntime
 import torch
 from torch import nn
@@ -38,7 +39,7 @@ from perch_exporter.contract import (
 from perch_exporter.datasets import FEWEST_CALIBRATION, FEWEST_SAMPLES, MOST_CALIBRATION, Picked, open_data_set
 from perch_exporter.failure import StepFailed
 from perch_exporter.handover import has_dynamic_sizes
-from perch_exporter.onnx_file import check_onnx, check_signature, write_model
+from perch_exporter.onnx_file import check_onnx, check_signature, lowest_opset, name_ends, write_model
 from perch_exporter.onnx_session import ask, open_session
 from perch_exporter.picture_samples import make_pictures, prepare_pictures, save_pictures
 from perch_exporter.precision import lower_precision
@@ -66,7 +67,8 @@ DEFAULT_OPSET = 18
 _PROTOBUF_LIMIT = 2**31 - 2**20
 """Most bytes of weights that the exporter for TorchScript writes: it knows one file only, and no protobuf has 2 GiB."""
 
-_OTHER_DYNAMIC = 256
+_SIZES = (224, 256, 280, 240, 288, 384, 448, 512, 192, 128, 64, 32, 16, 8)
+"""For dimensions of any size: the first that the network takes, and the next. Some take multiples of 14, of 48 or of 64 alone."""
 _REFERENCE_BATCH = 16
 
 
@@ -88,21 +90,24 @@ def _convert(request: ExportRequest, workspace: Workspace, code: UserCode | None
     path = workspace.output / MODEL
     if request.checkpoint.format is CheckpointFormat.ONNX:
         reference = _adopt(request, workspace.checkpoint, path)
-        golden, calibration, eager_seconds = _samples(request, workspace, reference, sample_count(request.inputs))
+        sizes = _sizes(request, reference)
+        count = sample_count(request.inputs, dynamic=sizes[0])
+        golden, calibration, eager_seconds = _samples(request, workspace, reference, count, sizes[0])
     else:
         model = _load(request, workspace, code)
         asked, exported = _forms(request, model)
         reference = partial(_ask_checkpoint, request, asked, code)
-        count = sample_count(request.inputs, _operations(request, reference))
-        golden, calibration, eager_seconds = _samples(request, workspace, reference, count)
-        _export(request, exported, golden, path, request.conversion.opset or DEFAULT_OPSET)
+        sizes = _sizes(request, reference)
+        count = sample_count(request.inputs, _operations(request, reference, sizes[0]), sizes[0])
+        golden, calibration, eager_seconds = _samples(request, workspace, reference, count, sizes[0])
+        _export(request, exported, golden, path)
     save_golden(golden, workspace.output / GOLDEN)
     if calibration is not None:
         what = f"the answers to {calibration.samples} samples of conversion.calibration (a set of fewer has less)"
         save_golden(Golden({}, calibration.outputs), workspace.output / CALIBRATED, what)
     lower_precision(request.conversion, path, (calibration or golden).inputs, for_tensorrt=request.for_tensorrt)
     if has_dynamic_sizes(request):
-        inputs = make_inputs(request.inputs, request.artifact_revision, min(golden.samples, 4), _OTHER_DYNAMIC)
+        inputs = make_inputs(request.inputs, request.artifact_revision, min(golden.samples, 4), sizes[1])
         save_golden(Golden(inputs, reference(inputs)), workspace.output / OTHER)
     if request.verification.accuracy is not None:
         np.save(workspace.output / ANSWERS, _first_answers(request, workspace, reference), allow_pickle=False)
@@ -182,20 +187,45 @@ def _translations(request: ExportRequest) -> dict[Callable[..., Any], Callable[.
     return dict(TRANSLATIONS)
 
 
-def _operations(request: ExportRequest, reference: Ask) -> int:
+def _sizes(request: ExportRequest, reference: Ask) -> tuple[int, int]:
+    """Two that the network takes for every dimension of any size: what holds at one alone may be fixed in the export."""
+    if not has_dynamic_sizes(request):
+        return _SIZES[0], _SIZES[1]
+    taken: list[int] = []
+    refused: list[StepFailed] = []
+    for size in _SIZES:
+        try:
+            reference(make_inputs(request.inputs, request.artifact_revision, 1, size))
+        except StepFailed as error:
+            refused.append(error)
+        else:
+            taken.append(size)
+        if len(taken) == 2:
+            return taken[0], taken[1]
+    raise StepFailed(
+        refused[0].reason,
+        f"{refused[0].message}. For all dimensions of -1 these sizes are tried in turn: {', '.join(map(str, _SIZES))}; "
+        f"it takes {taken[0] if taken else 'none'} of them, and two are needed to prove an export for any size: state the sizes "
+        "that clients send in inputs[].shape",
+    )
+
+
+def _operations(request: ExportRequest, reference: Ask, size: int = _SIZES[0]) -> int:
     """Multiplications and additions for one sample, counted while the checkpoint answers to one."""
     # It warns, as soon as it is imported, that it counts no kernels of the Triton language: there are none here.
     logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
     from torch.utils.flop_counter import FlopCounterMode
 
-    one = make_inputs(request.inputs, request.artifact_revision, 1)
+    one = make_inputs(request.inputs, request.artifact_revision, 1, size)
     # What it does not take is told when it is asked all samples.
     with suppress(StepFailed), FlopCounterMode(display=False) as counter:
         reference(one)
     return int(counter.get_total_flops())
 
 
-def _samples(request: ExportRequest, workspace: Workspace, reference: Ask, count: int) -> tuple[Golden, Golden | None, float]:
+def _samples(
+    request: ExportRequest, workspace: Workspace, reference: Ask, count: int, size: int
+) -> tuple[Golden, Golden | None, float]:
     """The golden samples, for INT8 the calibration set, and the seconds that the checkpoint took for the former.
 
     The golden samples are real ones where a data set is named. Those of INT8 come from its calibration set, and are the ones of
@@ -203,7 +233,7 @@ def _samples(request: ExportRequest, workspace: Workspace, reference: Ask, count
     a sound artefact.
     """
     data = next((name for name in (CALIBRATION, SAMPLES, ACCURACY) if name in request.objects()), None)
-    picked = _made(request, count)
+    picked = _made(request, count, size)
     if data is not None:
         there = open_data_set(workspace.object(data), request)
         if there.samples < FEWEST_SAMPLES:
@@ -237,9 +267,9 @@ def _samples(request: ExportRequest, workspace: Workspace, reference: Ask, count
     return golden, answered if data == CALIBRATION else None, seconds * len(chosen) / answered.samples
 
 
-def _made(request: ExportRequest, count: int) -> Picked:
+def _made(request: ExportRequest, count: int, size: int) -> Picked:
     if request.preprocessing is None:
-        return Picked(make_inputs(request.inputs, request.artifact_revision, count))
+        return Picked(make_inputs(request.inputs, request.artifact_revision, count, size))
     pictures = make_pictures(request.preprocessing, request.inputs[0], request.artifact_revision, count)
     return Picked(prepare_pictures(pictures, request.preprocessing, request.inputs[0]), tuple(pictures))
 
@@ -309,7 +339,8 @@ def _name_outputs(request: ExportRequest, answer: object) -> dict[str, Array]:
     return {spec.name: tensor.numpy() for spec, tensor in zip(request.outputs, tensors, strict=True)}
 
 
-def _export(request: ExportRequest, model: nn.Module, golden: Golden, path: Path, opset: int) -> None:
+def _export(request: ExportRequest, model: nn.Module, golden: Golden, path: Path) -> None:
+    opset = request.conversion.opset or DEFAULT_OPSET
     size = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
     if size > _PROTOBUF_LIMIT and isinstance(model, torch.jit.ScriptModule):
         raise StepFailed(
@@ -321,26 +352,17 @@ def _export(request: ExportRequest, model: nn.Module, golden: Golden, path: Path
         if isinstance(model, torch.jit.ScriptModule):
             export_script(request, model, samples, path, opset)
             return
-        program = torch.onnx.export(
-            model,
-            samples,
-            dynamo=True,
-            input_names=[spec.name for spec in request.inputs],
-            output_names=[spec.name for spec in request.outputs],
-            dynamic_shapes=tuple(_dynamic(spec) for spec in request.inputs),
-            opset_version=opset,
-            custom_translation_table=_translations(request),
-            verbose=False,
-        )
-        if program is None:
-            raise RuntimeError("the exporter gave no program")
-        for node in program.model.graph.all_nodes():
-            # Stack traces with paths of this container: of no use to Triton, and they differ from build to build.
-            node.metadata_props.clear()
-        write_model(program.model, path)
-        written = program.model.opset_imports[""]
-        if written != opset:
-            raise RuntimeError(f"opset {opset} was asked for and {written} written; leave conversion.opset out")
+        exported = _graph(request, model, samples, opset)
+        needed, operator = lowest_opset(exported)
+        if needed > opset:
+            if request.conversion.opset is not None:
+                raise RuntimeError(
+                    f"{operator} came with opset {needed}; leave conversion.opset out, or let it be {needed} or more"
+                )
+            log.info("%s came with opset %d, which is written", operator, needed)
+            exported = _graph(request, model, samples, needed)
+        name_ends(exported, [spec.name for spec in request.inputs], [spec.name for spec in request.outputs])
+        write_model(exported, path)
     except Exception as error:
         cause = error.__cause__ or error
         raise StepFailed(
@@ -348,6 +370,27 @@ def _export(request: ExportRequest, model: nn.Module, golden: Golden, path: Path
             f"torch {torch.__version__} cannot export {_name(request)} with the version's inputs: "
             f"{type(cause).__name__}: {cause}",
         ) from error
+
+
+def _graph(request: ExportRequest, model: nn.Module, samples: tuple[torch.Tensor, ...], opset: int) -> onnx_ir.Model:
+    program = torch.onnx.export(
+        model,
+        samples,
+        dynamo=True,
+        dynamic_shapes=tuple(_dynamic(spec) for spec in request.inputs),
+        opset_version=opset,
+        custom_translation_table=_translations(request),
+        verbose=False,
+    )
+    if program is None:
+        raise RuntimeError("the exporter gave no program")
+    written = program.model.opset_imports[""]
+    if written != opset:
+        raise RuntimeError(f"opset {opset} was asked for and {written} written; leave conversion.opset out")
+    for node in program.model.graph.all_nodes():
+        # Stack traces with paths of this container: of no use to Triton, and they differ from build to build.
+        node.metadata_props.clear()
+    return program.model
 
 
 def _name(request: ExportRequest) -> str:

@@ -337,9 +337,9 @@ def _labels_of(names: Sequence[str], known: Sequence[str] | None, classes: int) 
         if (len(different) == classes and numbers != by_place) or any(len(folder) < digits for folder in different):
             raise _unreadable(
                 f"its folders are numbers ({shown}) and may mean two things: the classes 0 to {classes - 1}, or, as "
-                "torchvision's ImageFolder counts, places in the order of their text, in which 10 comes before 2: list the folders' names in "
-                f"triton.labels, in the order of the {classes} outputs, or name each by its class's number, from 0 on, in "
-                f"{digits} digits or more"
+                "torchvision's ImageFolder has it, places in the order of their text, which has 10 before 2: list the "
+                f"folders' names in triton.labels, in the order of the {classes} outputs, or name each by its class's "
+                f"number, from 0 on, in {digits} digits or more"
             )
     elif len(different) == classes:
         numbers = by_place

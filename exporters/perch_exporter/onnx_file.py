@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,72 @@ def write_model(model: onnx_ir.Model, path: Path) -> None:
         onnx_ir.save(model, path)
         path.with_name(MODEL_DATA).unlink(missing_ok=True)
     onnx.checker.check_model(path)
+
+
+def name_ends(model: onnx_ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Gives the graph's inputs and first outputs these names, in their order. What else is called so gets another name.
+
+    Exporters call inner values after torch's nodes and the network's buffers (sigmoid, mean), and a file has one space of names.
+    """
+    graph = model.graph
+    _tell_apart(graph)
+    ends = [*graph.inputs, *graph.outputs[: len(outputs)]]
+    names = {value.name for value in _values(model)} | {*inputs, *outputs}
+    for value in _values(model):
+        if value.name in (*inputs, *outputs) or value in ends:
+            value.name = _unused(f"{value.name}_inner", names)
+    for value, name in zip(ends, [*inputs, *outputs], strict=True):
+        value.name = name
+
+
+def _tell_apart(graph: onnx_ir.Graph) -> None:
+    """An output that is an input as it came, or another output, becomes a value of its own."""
+    seen = set(graph.inputs)
+    for place, value in enumerate(graph.outputs):
+        if value in seen:
+            copied = onnx_ir.node("Identity", [value])
+            copied.outputs[0].type, copied.outputs[0].shape = value.type, value.shape
+            graph.append(copied)
+            graph.outputs[place] = copied.outputs[0]
+        seen.add(value)
+
+
+def _values(model: onnx_ir.Model) -> list[onnx_ir.Value]:
+    """All of the graph and of those within its nodes."""
+    found = []
+    for graph in model.graphs():
+        found += [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    return found
+
+
+def _unused(name: str, names: set[str | None]) -> str:
+    while name in names:
+        name += "_"
+    names.add(name)
+    return name
+
+
+def lowest_opset(model: onnx_ir.Model) -> tuple[int, str]:
+    """The first opset of the standard operators that has all of the model's, and the operator that asks for it."""
+    written = model.opset_imports[""]
+    lowest, which = written, ""
+    for node in model.graph.all_nodes():
+        if node.domain not in _STANDARD or onnx.defs.has(node.op_type, written, ""):
+            continue
+        since = _introduced().get(node.op_type, 0)
+        if since > lowest:
+            lowest, which = since, node.op_type
+    return lowest, which
+
+
+@cache
+def _introduced() -> Mapping[str, int]:
+    """The opset that each standard operator came with."""
+    first: dict[str, int] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if schema.domain == "":
+            first[schema.name] = min(schema.since_version, first.get(schema.name, schema.since_version))
+    return first
 
 
 def check_onnx(path: Path) -> int:

@@ -17,7 +17,7 @@ from torch import nn
 from perch_exporter.checkpoint import check_unpacked
 from perch_exporter.contract import CheckpointFormat, ExportRequest, Reason
 from perch_exporter.failure import StepFailed
-from perch_exporter.onnx_file import write_model
+from perch_exporter.onnx_file import name_ends, write_model
 
 OLD_EXPORTER_OPSETS = range(18, 21)
 """What torch's exporter for TorchScript writes, of those that a request may ask for."""
@@ -69,10 +69,12 @@ def export_script(request: ExportRequest, module: nn.Module, samples: tuple[torc
     """By the exporter that knows TorchScript itself, control flow and all; the newer one takes Python modules only."""
     if opset not in OLD_EXPORTER_OPSETS:
         raise ValueError(f"opset {opset} is not written for TorchScript; {OLD_EXPORTER_OPSETS.start} to 20 are")
+    # The exporter has one space of names with the program's own parameters: what the version says is set afterwards.
+    names = [f"perch_input_{place}" for place in range(len(request.inputs))]
     # Outputs are left out: what they may vary in follows from the inputs.
     axes = {
-        spec.name: {0: "batch"} | {axis: f"{spec.name}_{axis}" for axis, size in enumerate(spec.shape, start=1) if size == -1}
-        for spec in request.inputs
+        name: {0: "batch"} | {axis: f"{name}_{axis}" for axis, size in enumerate(spec.shape, start=1) if size == -1}
+        for name, spec in zip(names, request.inputs, strict=True)
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is called old, and says so at length
@@ -81,15 +83,19 @@ def export_script(request: ExportRequest, module: nn.Module, samples: tuple[torc
             samples,
             path,
             dynamo=False,
-            input_names=[spec.name for spec in request.inputs],
-            output_names=[spec.name for spec in request.outputs],
+            input_names=names,
             dynamic_axes=axes,
             opset_version=opset,
         )
     model = onnx.load(path)
     for node in model.graph.node:
         node.doc_string = ""  # lines of the program's author
-    write_model(onnx_ir.from_proto(model), path)
+    named = onnx_ir.from_proto(model)
+    there = {value.name for value in named.graph.inputs}
+    if unused := [spec.name for name, spec in zip(names, request.inputs, strict=True) if name not in there]:
+        raise ValueError(f"the program computes nothing of its input {', '.join(unused)}: save one that does not take it")
+    name_ends(named, [spec.name for spec in request.inputs], [spec.name for spec in request.outputs])
+    write_model(named, path)
 
 
 def _unreadable(form: CheckpointFormat, writer: str, error: Exception) -> StepFailed:

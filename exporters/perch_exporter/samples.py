@@ -61,12 +61,13 @@ class Golden:
         return Golden(inputs, outputs)
 
 
-def sample_count(specs: Sequence[TensorSpec], operations: int = 0) -> int:
+def sample_count(specs: Sequence[TensorSpec], operations: int = 0, dynamic: int = _DYNAMIC) -> int:
     """As many as fit the budgets, 4 to 16: 13 pictures of 3x224x224, and 6 where the network takes much work for one.
 
-    `operations`: multiplications and additions for one sample, as far as they are known.
+    `operations`: multiplications and additions for one sample, as far as they are known. `dynamic`: the size of
+    a dimension of -1.
     """
-    each = sum(DTYPES[spec.data_type].itemsize * int(np.prod(concrete(spec.shape), dtype=np.int64)) for spec in specs)
+    each = sum(DTYPES[spec.data_type].itemsize * int(np.prod(concrete(spec.shape, dynamic), dtype=np.int64)) for spec in specs)
     if _FEWEST * each > GOLDEN_LIMIT // 2:
         raise StepFailed(
             Reason.SHAPE_MISMATCH,

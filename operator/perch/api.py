@@ -231,8 +231,10 @@ TensorName = Annotated[
     str,
     Field(
         max_length=128,
-        pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$",
-        json_schema_extra=_refusal("write a tensor's name: a letter or '_' first, then letters, digits, '_', '.' and '-'"),
+        pattern=r"^[A-Za-z0-9_.:/][A-Za-z0-9_.:/-]*$",
+        json_schema_extra=_refusal(
+            "write a tensor's name of letters, digits, '_', '.', ':', '/' and '-', which is not the first"
+        ),
     ),
 ]
 _REPOSITORY = r"[a-z0-9]+([._-]+[a-z0-9]+)*"
