@@ -74,6 +74,10 @@ def served(tenant: Tenant, case: Case, prefix: str) -> Iterator[Served]:
             _remove(tenant, case, prefix)
 
 
+_TRUTHS = {"true": True, "false": False}
+"""As a version writes them, and as Python has them."""
+
+
 def play(tenant: Tenant, case: Case, prefix: str) -> Result:
     try:
         with served(tenant, case, prefix) as ready:
@@ -96,7 +100,7 @@ def _order(case: Case, folder: Path) -> Order:
         inputs=case.inputs,
         outputs=[spec["name"] for spec in case.outputs],
         weights=str(folder / "weights") if case.weights else None,
-        parameters={snake(name): {"true": True, "false": False}.get(str(value), value) for name, value in case.parameters.items()},
+        parameters={snake(name): _TRUTHS.get(str(value), value) for name, value in case.parameters.items()},
         layer=case.layer,
     )
 
