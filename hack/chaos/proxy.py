@@ -48,8 +48,7 @@ class Proxy:
     def policies(self, route: str) -> Policies:
         """How it asks the pods behind the HTTPRoute `namespace/name`. Clusters that are still warming up do not count."""
         clusters = [c["cluster"] for c in self._dump("dynamic_active_clusters") if _is_of(c["cluster"], route)]
-        hosts = [h for c in self._dump("dynamic_route_configs") for h in c["route_config"].get("virtual_hosts", [])]
-        routes = [r for host in hosts for r in host["routes"] if _is_of(r, route)]
+        routes = self._routes(route)
         listeners = [entry["active_state"]["listener"] for entry in self._dump("dynamic_listeners") if "active_state" in entry]
         chosen = [p["typed_extension_config"]["name"] for c in clusters for p in c["load_balancing_policy"]["policies"]]
         retried = [r["route"].get("retry_policy", {}).get("retry_on", "") for r in routes if "route" in r]
@@ -60,6 +59,17 @@ class Proxy:
                 int(x["per_connection_buffer_limit_bytes"]) for x in listeners if "per_connection_buffer_limit_bytes" in x
             ),
         )
+
+    def drawn(self, route: str) -> list[dict[str, int]]:
+        """Of each rule of the HTTPRoute that chooses one of several clusters for each request by lot: their weights."""
+        chosen = [
+            r["route"]["weighted_clusters"]["clusters"] for r in self._routes(route) if "weighted_clusters" in r.get("route", {})
+        ]
+        return [{cluster["name"]: cluster.get("weight", 0) for cluster in clusters} for clusters in chosen]
+
+    def _routes(self, route: str) -> list[dict[str, Any]]:
+        hosts = [h for c in self._dump("dynamic_route_configs") for h in c["route_config"].get("virtual_hosts", [])]
+        return [r for host in hosts for r in host["routes"] if _is_of(r, route)]
 
     def _dump(self, resource: str) -> list[dict[str, Any]]:
         answer = httpx.get(f"{self._url}/config_dump", params={"resource": resource}, timeout=10).raise_for_status()

@@ -2387,6 +2387,14 @@ class HungPod(StatusModel):
     seconds: Int32 = Field(0, description="For how long it was watched and hung, while stable did not.")
 
 
+class Lots(StatusModel):
+    """How much the canary's share of the requests varies from look to look."""
+
+    looks: Int32 = Field(0, description="Looks since the last answer.")
+    variance: Real = Field(0.0, description="Their squared deviations, in units of what lots would give.")
+    in_turn: bool = Field(False, description="It varies less than lots would let it: the Gateway takes turns.")
+
+
 class Evidence(StatusModel):
     """What the judge has seen of the present canary. A restarted operator goes on from here."""
 
@@ -2409,6 +2417,7 @@ class Evidence(StatusModel):
     latency: list[Real] = Field(default_factory=list, description="Log likelihood ratios of who is the slower one.")
     slow_stable: Tally = Field(Tally(), description="Stable's requests since the last comparison of times.")
     slow_canary: Tally = Field(Tally(), description="The canary's requests since the last comparison of times.")
+    lots: Lots = Field(Lots(), description="Whether requests are assigned by lot, by how much the canary's share varies.")
     hung: list[HungPod] = Field(default_factory=list, description="The canary's pods that hang, the longest first, up to 8.")
     needed: Int32 = Field(0, description="Canary requests that this step needs.")
     metrics: list[MetricStatus] = Field(default_factory=list, description="Custom metrics.")

@@ -22,7 +22,7 @@ from enum import StrEnum
 from fractions import Fraction
 
 from perch import words
-from perch.api import Analysis, Evidence, HungPod, MetricQuery, MetricStatus, Tally
+from perch.api import Analysis, Evidence, HungPod, Lots, MetricQuery, MetricStatus, Tally
 from perch.counters import add
 from perch.durations import parse_duration
 from perch.evidence import Batch, Reading
@@ -30,6 +30,8 @@ from perch.evidence import Batch, Reading
 POINTS = 32
 MOST_ODDS = 1000.0
 """Bets are on odds of failing up to so many times those of stable, or of the maximum."""
+LOTS_LOOKS, LOTS_VARIANCE, IN_TURN = 40, 2.0, 0.25
+"""Looks, the least variance by lot that a look must have to say anything, and the part of it below which turns are taken."""
 NOTHING = -60.0
 """Natural logarithm of a stake too small to matter: JSON has no -inf. Adds less than 1e-15 to the wealth in a billion batches."""
 LATENCY_REQUESTS = (30, 100)
@@ -100,12 +102,14 @@ def begin_step(evidence: Evidence, analysis: Analysis) -> Evidence:
     return evidence.model_copy(update=fresh)
 
 
-def take_in(evidence: Evidence, batch: Batch, analysis: Analysis, *, share: float, together: int = 1) -> Evidence:
+def take_in(
+    evidence: Evidence, batch: Batch, analysis: Analysis, *, share: float, together: int = 1, copied: bool = False
+) -> Evidence:
     """Add a batch. One that is in already changes nothing, nor does one in which nothing happened.
 
     share: the part of all counted requests that the canary is meant to get, weight / 100; 1: stable gets none by design;
     0: nothing is assigned at random, so nothing is compared. together: the most requests that can fail as one where executions
-    are not counted, the model's maxBatchSize where it batches, else 1.
+    are not counted, the model's maxBatchSize where it batches, else 1. copied: some requests are counted at both versions.
     """
     if batch.life == evidence.life and batch.number <= evidence.number:
         return evidence
@@ -132,10 +136,29 @@ def take_in(evidence: Evidence, batch: Batch, analysis: Analysis, *, share: floa
         if bad + batch.stable.failures and part < 1:
             update["errors"] = _play(evidence.errors, _odds_bets(part, bad, batch.stable.failures, terms.tolerated))
         update |= _compare_times(evidence, batch, analysis)
+        if not copied:
+            update["lots"] = _note_lots(evidence.lots, batch, share)
     elif share >= 1 and batch.canary.requests:
         bets = _rate_bets(batch.canary.failures, batch.canary.requests, terms.max_error_rate, most)
         update["bound"] = _play(evidence.bound, bets)
     return evidence.model_copy(update=update)
+
+
+def _note_lots(lots: Lots, batch: Batch, share: float) -> Lots:
+    """By lot, the canary's number of a look's n requests is binomial, with variance n·share·(1 - share). A gateway that takes
+    turns is never further than a request or two from n·share. After LOTS_LOOKS looks the sum of the squared deviations tells them
+    apart (Pearson's dispersion test, on its lower side): by lot it is a chi-squared variable, and calls lots turns about once in
+    a million times. The upper side says nothing, since requests that are answered in batches vary more than lots do.
+    """
+    requests = batch.canary.requests + batch.stable.requests
+    usual = requests * share * (1 - share)
+    if usual < LOTS_VARIANCE:
+        return lots
+    looks = lots.looks + 1
+    variance = round(lots.variance + (batch.canary.requests - requests * share) ** 2 / usual, 6)
+    if looks < LOTS_LOOKS:
+        return lots.model_copy(update={"looks": looks, "variance": variance})
+    return Lots(in_turn=variance < IN_TURN * looks)
 
 
 def _most_together(batch: Batch, together: int) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from perch.builders.route import read_weights
+from perch.builders.route import ENVOY_GATEWAY, read_weights
 from perch.cache import Cache, Key, controller, owner_name
 from perch.foreign import clean
 from perch.kube import AUTOSCALER, BUDGET, CHILDREN, DEPLOYMENT, JOB, POD, POLICY, ROUTE, SERVICE, Kind
@@ -258,17 +258,30 @@ def route_facts(route: Raw, name: str) -> RouteFacts:
         accepted=accepted,
         reason=reason,
         message=message,
+        by_envoy_gateway=_by_envoy_gateway(spec.get("parentRefs", []), parents, route["metadata"]["namespace"]),
     )
 
 
-def _parent_verdict(ref: Raw, parents: Iterable[Raw], generation: int, namespace: str) -> tuple[bool, str, str]:
-    """What is said of one parentRef; of several voices (a former controller's entry may linger) the best one."""
+def _by_envoy_gateway(refs: Iterable[Raw], parents: Sequence[Raw], namespace: str) -> bool | None:
+    voices = [[p.get("controllerName") for p in _answers(ref, parents, namespace)] for ref in refs]
+    if any(name != ENVOY_GATEWAY for names in voices for name in names):
+        return False
+    return True if voices and all(voices) else None
+
+
+def _answers(ref: Raw, parents: Iterable[Raw], namespace: str) -> list[Raw]:
+    """What implementations say of one parentRef."""
 
     def place(parent: Raw) -> tuple[Any, ...]:
         return parent["name"], parent.get("namespace", namespace), parent.get("sectionName"), parent.get("port")
 
+    return [parent for parent in parents if place(parent["parentRef"]) == place(ref)]
+
+
+def _parent_verdict(ref: Raw, parents: Iterable[Raw], generation: int, namespace: str) -> tuple[bool, str, str]:
+    """What is said of one parentRef; of several voices (a former controller's entry may linger) the best one."""
     label = f"Gateway {ref.get('namespace', namespace)}/{ref['name']}"
-    verdicts = [_voice(parent, generation, label) for parent in parents if place(parent["parentRef"]) == place(ref)]
+    verdicts = [_voice(parent, generation, label) for parent in _answers(ref, parents, namespace)]
     if not verdicts:
         return False, "AwaitingGateway", f"{label} has not answered: does it exist, and does its listener admit this namespace?"
     return max(verdicts, key=lambda verdict: (verdict[0], verdict[1] != "AwaitingGateway"))

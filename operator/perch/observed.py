@@ -139,6 +139,8 @@ class RouteFacts:
     accepted: bool
     reason: str
     message: str
+    by_envoy_gateway: bool | None = None
+    """Envoy Gateway answers for every Gateway that is named; None where not all have answered, and nobody else has."""
 
 
 @dataclass(frozen=True)

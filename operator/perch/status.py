@@ -18,6 +18,10 @@ from perch.words import are, count
 
 MESSAGE_LIMIT = 2048
 FAULTS_LIMIT = 1000
+IN_TURN = (
+    "the Gateway takes turns between stable and canary instead of drawing lots, so a client that sends bad requests at regular "
+    "intervals may meet the canary each time and make it look worse. Judge it with that in mind, or use a Gateway that draws lots"
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ class Facts:
     route: RouteFacts | None = None
     rewritten: bool = False
     """This very pass writes the route: what the Gateway has accepted is the former one."""
+    in_turn: bool = False
+    """The Gateway takes turns between stable and canary, and draws no lots."""
     gateway_api: bool = True
     removable: tuple[int, ...] = ()
 
@@ -215,7 +221,8 @@ def _traffic_accepted(facts: Facts) -> tuple[bool, str, str]:
     if facts.rewritten:
         moves = f": the weights go from {_split(facts.present)} to {_split(facts.target)}"
         return False, "AwaitingGateway", "the HTTPRoute is being written" + ("" if facts.present == facts.target else moves)
-    return facts.route.accepted, facts.route.reason, facts.route.message
+    said = f"{facts.route.message}; {IN_TURN}" if facts.in_turn and facts.route.accepted else facts.route.message
+    return facts.route.accepted, facts.route.reason, said
 
 
 def with_failures(status: Status, failures: Sequence[str], now: datetime) -> Status:

@@ -33,6 +33,10 @@ MOST_BACKENDS = 16
 WITHOUT_TYPE = {"type": "RequestHeaderModifier", "requestHeaderModifier": {"remove": ["Content-Type"]}}
 """Of REST requests. Triton does not read it, and its HTTP library parses the body of a form on a thread's stack, where 4 MiB end
 the process (see `serving.START`); curl calls every body a form. Every implementation of the Gateway API has this filter."""
+ENVOY_GATEWAY = "gateway.envoyproxy.io/gatewayclass-controller"
+"""As it calls itself in a route's status. Without a filter on each backend it takes turns between them: a sender who asks in turn
+always meets the same version, and a sender of bad requests makes that one look bad. With one it draws lots for each request."""
+VERSION_HEADER = "perch-version"
 NEVER_DEFAULTED = ("filters", "sessionPersistence", "retry")
 """Parts of a rule that no API server fills in: what stands there and was not asked for is a former wish, or somebody's edit."""
 
@@ -59,6 +63,7 @@ def build_route(
     headers: tuple[int, Sequence[HeaderMatch]] | None = None,
     mirror: tuple[int, int] | None = None,
     rehearsal: bool = False,
+    lots: bool = False,
 ) -> dict[str, Any]:
     """`weights`: percent by version, summing to 100; versions with 0 stay as backends until they are drained.
 
@@ -67,7 +72,9 @@ def build_route(
 
     `headers`: a version, and the headers whose requests all go to it. `mirror`: a version, and the percent of the other requests
     that are copied to it. The Services of both must be there: gateways answer 500 to all requests of a rule that names another.
-    `rehearsal`: the copies stand in rules of their own that no request meets, see `must_rehearse`.
+    `rehearsal`: the copies stand in rules of their own that no request meets, see `must_rehearse`. `lots`: each backend has a
+    filter, which names the version in the answer's header `perch-version`: see `ENVOY_GATEWAY`. Gateway API leaves it to each
+    implementation whether it knows filters there, so it is for those that are known to.
     """
     grpc = [f"{GRPC_SERVICE}/{method}" for method in GRPC_METHODS]
     rest = rest_paths(model)
@@ -86,6 +93,9 @@ def build_route(
 
     def weighted(paths: Iterable[str], port: int) -> dict[str, Any]:
         rule = shared(paths, port, weights)
+        if lots:
+            named = zip(rule["backendRefs"], sorted(weights), strict=True)
+            rule["backendRefs"] = [{**ref, "filters": [_naming(version)]} for ref, version in named]
         return rule if mirror is None or rehearsal else mirrored(rule, port, *mirror)
 
     def changed(port: int) -> dict[str, Any]:
@@ -141,7 +151,7 @@ def build_weights_only(
     `keep`: what stands there of header rules and mirrors stays; else it goes, for it leads to a canary on trial.
     """
     no_wish = Routing.model_construct(parent_refs=[], hostnames=[])
-    body = build_route(identity, no_wish, model, weights, streams=streams)
+    body = build_route(identity, no_wish, model, weights, streams=streams, lots=draws_lots(found))
     rules = body["spec"]["rules"]
     if keep:
         fresh = {_paths(rule): rule["backendRefs"] for rule in rules}
@@ -152,6 +162,16 @@ def build_weights_only(
             rules += [rule for rule in found["rules"] if _headers(rule)]
     spec = {"parentRefs": found.get("parentRefs", []), "hostnames": found.get("hostnames", []), "rules": rules}
     return {**body, "spec": spec}
+
+
+def draws_lots(spec: Mapping[str, Any]) -> bool:
+    """Whether the backends that share the traffic have a filter each."""
+    return any(backend.get("filters") for rule in spec.get("rules", []) for backend in rule.get("backendRefs", []))
+
+
+def _naming(version: int) -> dict[str, Any]:
+    header = {"name": VERSION_HEADER, "value": str(version)}
+    return {"type": "ResponseHeaderModifier", "responseHeaderModifier": {"set": [header]}}
 
 
 def _paths(rule: Mapping[str, Any]) -> tuple[str, ...]:
@@ -175,7 +195,10 @@ def is_current(built: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
     def extra(wanted: Mapping[str, Any], rule: Mapping[str, Any]) -> bool:
         return any(rule.get(part) and part not in wanted for part in NEVER_DEFAULTED)
 
-    return matches(built, found) and not any(map(extra, built["rules"], found["rules"]))
+    return matches(built, found) and not any(
+        extra(wanted, rule) or any(map(extra, wanted["backendRefs"], rule["backendRefs"]))
+        for wanted, rule in zip(built["rules"], found["rules"], strict=True)
+    )
 
 
 def makes_copies(spec: Mapping[str, Any]) -> bool:

@@ -91,6 +91,7 @@ def plan(identity: Identity, spec: Spec, status: Status, observed: Observed, ins
         routed=spec.routing is not None,
         route=observed.route,
         rewritten=any(map(_sets_weights, ctx.actions)),
+        in_turn=progress.evidence is not None and progress.evidence.lots.in_turn and not progress.out,
         gateway_api=observed.gateway_api,
         removable=tuple(sorted({e.version for e in spec.versions} - {spec.traffic.stable, canary})),
     )

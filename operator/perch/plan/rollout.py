@@ -32,7 +32,7 @@ from perch.names import gpu_labels, serving_name
 from perch.observed import ServingFacts
 from perch.plan.context import Context
 from perch.plan.servings import conflicts, foreign_plan, readiness, wanted_hash
-from perch.status import Event, Verdict, format_time, parse_time
+from perch.status import IN_TURN, Event, Verdict, format_time, parse_time
 from perch.words import are, count
 
 CONVERGED = timedelta(seconds=1)
@@ -724,7 +724,8 @@ def _fold(trial: _Trial) -> _Trial:
         return trial
     evidence = evidence.model_copy(update={"since": format_time(gathered.since), "trouble": gathered.trouble})
     for batch in gathered.batches:
-        evidence = take_in(evidence, batch, trial.analysis, share=_meant_share(trial, batch), together=_together(trial))
+        meant, copied = _meant_share(trial, batch), _copied(trial) > 0
+        evidence = take_in(evidence, batch, trial.analysis, share=meant, together=_together(trial), copied=copied)
     known = {m.name: m for m in evidence.metrics}
     prometheus = trial.analysis.prometheus
     queries = (prometheus.metrics or []) if prometheus else []
@@ -737,6 +738,8 @@ def _fold(trial: _Trial) -> _Trial:
         said = f"about {share:.0f} of 100 requests are copied to {trial.name}, and traffic.mirror.percent is {_copied(trial)}"
         why = "the Gateway may ignore the percent and copy all of them, or clients ask the canary's Service past it"
         trial.ctx.events.append(Event("Warning", "MirrorPercentExceeded", f"{said}: {why}"))
+    if evidence.lots.in_turn and not trial.evidence.lots.in_turn:
+        trial.ctx.events.append(Event("Warning", "RequestsInTurn", IN_TURN))
     return replace(trial, evidence=evidence)
 
 

@@ -7,8 +7,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from perch.api import Phase, Rollout, VersionStatus
-from perch.builders.route import MOST_BACKENDS, build_route, build_weights_only, is_current, must_rehearse
+from perch.builders.route import MOST_BACKENDS, build_route, build_weights_only, draws_lots, is_current, must_rehearse
 from perch.durations import parse_duration
+from perch.observed import RouteFacts
 from perch.plan.context import Apply, Context, Delete
 from perch.plan.rollout import short
 from perch.plan.servings import readiness, remove_serving
@@ -124,6 +125,7 @@ def plan_route(
             if trial is not None and traffic.mirror and target.get(trial, 0) < 100
             else None,
             rehearsal=must_rehearse(route),
+            lots=_lots(route),
         )
 
     body = ctx.attempt("the HTTPRoute", build, lambda: steady)
@@ -133,6 +135,13 @@ def plan_route(
     fallback = steady if route and steady and steady != body and not is_current(steady["spec"], route.spec) else None
     ctx.actions.append(Apply(body, route.resource_version if route else None, fallback))
     return weights
+
+
+def _lots(route: RouteFacts | None) -> bool:
+    """While a Gateway has not answered yet, what stands stays."""
+    if route is None:
+        return False
+    return draws_lots(route.spec) if route.by_envoy_gateway is None else route.by_envoy_gateway
 
 
 def _streams(ctx: Context, weights: Mapping[int, int]) -> int:

@@ -14,7 +14,17 @@ import pytest
 from perch.api import HeaderMatch, Routing, Runtime, Spec, Version
 from perch.builders.autoscaler import build_autoscaler, canonical
 from perch.builders.jobs import build_cleanup_job, build_export_job, build_export_request
-from perch.builders.route import GRPC_METHODS, WITHOUT_TYPE, build_route, is_current, must_rehearse, read_weights, rest_paths
+from perch.builders.route import (
+    GRPC_METHODS,
+    WITHOUT_TYPE,
+    build_route,
+    build_weights_only,
+    draws_lots,
+    is_current,
+    must_rehearse,
+    read_weights,
+    rest_paths,
+)
 from perch.builders.serving import START, build_deployment
 from perch.names import artifact_revision, serving_hash
 from perch.observed import Identity, RouteFacts
@@ -50,6 +60,7 @@ def test_a_plain_route_is_what_it_always_was() -> None:
         pytest.param({"mirror": (2, 30)}, id="copies"),
         pytest.param({"headers": (2, TESTERS), "mirror": (2, 30)}, id="both"),
         pytest.param({"mirror": (2, 30), "rehearsal": True}, id="rehearsed copies"),
+        pytest.param({"headers": (2, TESTERS), "mirror": (2, 30), "lots": True}, id="lots and both"),
     ],
 )
 def test_weights_are_read_whatever_else_stands_in_the_route(more: dict[str, Any]) -> None:
@@ -159,6 +170,32 @@ def test_a_route_is_current_where_nothing_in_it_was_not_asked_for(change: dict[s
     found = route()
     found["rules"][1] |= change
     assert is_current(route(), found) is current
+
+
+def test_with_lots_each_backend_that_shares_traffic_names_its_version_in_the_answer() -> None:
+    unary, rest, streams, *testers = route(lots=True, headers=(2, TESTERS))["rules"]
+    for rule in (unary, rest):
+        named = {
+            backend["name"]: [f["responseHeaderModifier"] for f in backend["filters"] if f["type"] == "ResponseHeaderModifier"]
+            for backend in rule["backendRefs"]
+        }
+        assert named == {f"digits-v{v}": [{"set": [{"name": "perch-version", "value": str(v)}]}] for v in (1, 2)}
+    assert rest["filters"] == [WITHOUT_TYPE]
+    assert not any("filters" in backend for rule in (streams, *testers) for backend in rule["backendRefs"])
+
+
+@pytest.mark.parametrize("lots", [False, True])
+def test_other_weights_alone_leave_it_to_chance_as_it_stands(lots: bool) -> None:
+    found = route(lots=lots)
+    changed = build_weights_only(IDENTITY, "digits", {1: 100, 2: 0}, found, streams=1, keep=True)["spec"]
+    assert draws_lots(changed) is draws_lots(found) is lots
+    assert read_weights(changed, "digits") == {1: 100, 2: 0}
+
+
+def test_lots_that_are_wanted_or_wanted_no_more_are_another_route() -> None:
+    for wanted, found in ((True, False), (False, True)):
+        assert not is_current(route(lots=wanted), route(lots=found))
+        assert is_current(route(lots=found), route(lots=found))
 
 
 def test_copies_that_are_as_asked_for_are_current() -> None:

@@ -61,6 +61,29 @@ def money(purse: list[float]) -> float:
     return math.log(sum(math.exp(v) for v in purse))
 
 
+# --- lots and turns --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("canary", "share", "copied", "in_turn"),
+    [
+        pytest.param([20] * 40, 0.2, False, True, id="always its share"),
+        pytest.param([20, 21, 19, 20] * 10, 0.2, False, True, id="a request more or less"),
+        pytest.param([14, 26] * 20, 0.2, False, False, id="as far off as lots"),
+        pytest.param([0, 40] * 20, 0.2, False, False, id="in batches"),
+        pytest.param([20] * 39, 0.2, False, False, id="too few looks"),
+        pytest.param([1] * 40, 0.01, False, False, id="too small a share to tell"),
+        pytest.param([20] * 40, 0.2, True, False, id="copies are counted, too"),
+        pytest.param([20] * 40 + [14, 26] * 20, 0.2, False, False, id="another Gateway since then"),
+    ],
+)
+def test_turns_are_told_from_lots(canary: list[int], share: float, copied: bool, in_turn: bool) -> None:
+    evidence = begin_step(Evidence(), PLAIN)
+    for number, got in enumerate(canary):
+        evidence = take_in(evidence, batch(number, (got, 0), (100 - got, 0)), PLAIN, share=share, copied=copied)
+    assert evidence.lots.in_turn is in_turn
+
+
 # --- verdicts ------------------------------------------------------------------------------------------------------------
 
 QUERY = MetricQuery(name="agreement", query="x", min="0.98", max="1")

@@ -6,15 +6,17 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from random import Random
 from typing import Any
 
 import pytest
 
 from perch.api import Status
+from perch.builders.route import draws_lots
 from perch.evidence import Gathered, Reading
 from perch.observed import PodTrouble
 from perch.plan import Apply
-from perch.status import build_events, format_time
+from perch.status import IN_TURN, build_events, format_time
 from perch_exporter.contract import Accuracy, Tooling, Verdict
 
 from .world import World, entry, spec
@@ -218,6 +220,38 @@ def test_a_gateway_that_ignores_a_mirrors_percent_is_told_of_once_in_a_step(
     if told:
         assert "about 100 of 100 requests are copied to version 2" in events[0].message
         assert f"traffic.mirror.percent is {percent}" in events[0].message
+
+
+@pytest.mark.parametrize("envoy", [True, False], ids=["Envoy Gateway", "another Gateway"])
+def test_lots_are_asked_of_envoy_gateway_alone_and_before_there_is_a_canary(envoy: bool) -> None:
+    world = World(spec(1), by_envoy_gateway=envoy)
+    world.settle()
+    assert world.ready_condition() == ("True", "Serving")
+    assert world.route is not None
+    assert draws_lots(world.route.spec) is envoy
+
+
+def test_a_gateway_that_takes_turns_is_told_of_in_an_event_and_a_condition() -> None:
+    world = releasing(steps=[{"weight": 10, "hold": "Indefinite"}])
+    until_accepted(world, 10)
+    go_through(world, 3 * 45, stable=(270, 0), canary=(30, 0))
+    events = [event for plan in world.plans for event in plan.events]
+    assert [(e.kind, e.reason) for e in events] == [("Warning", "RequestsInTurn")]
+    accepted = world.status.condition("TrafficAccepted")
+    assert accepted is not None
+    assert (accepted.status, accepted.message) == ("True", f"accepted; {IN_TURN}")
+    assert world.ready_condition() == ("True", "SplitHeld")
+
+
+def test_a_gateway_that_draws_lots_is_not_called_another_thing() -> None:
+    world, chance = releasing(steps=[{"weight": 10, "hold": "Indefinite"}]), Random(1)
+    until_accepted(world, 10)
+    for _ in range(200):
+        drawn = sum(chance.random() < 0.1 for _ in range(100))
+        go_through(world, 3, stable=(100 - drawn, 0), canary=(drawn, 0))
+    assert not [event for plan in world.plans for event in plan.events]
+    assert world.status.evidence is not None
+    assert not world.status.evidence.lots.in_turn
 
 
 def test_a_fixed_split_is_ready_and_still_judged() -> None:

@@ -67,6 +67,7 @@ class World:
     """Revisions whose export pods outlive their Job for a while."""
     gateway_api: bool = True
     gateway_accepts: bool = True
+    by_envoy_gateway: bool = True
     namespace_terminating: bool = False
     tooling: Tooling | None = None
     """What the exports' summaries say that they were made with."""
@@ -233,7 +234,9 @@ class World:
 
     def accept(self) -> None:
         if self.route is not None and self.gateway_accepts:
-            self.route = replace(self.route, accepted=True, reason="Accepted", message="accepted")
+            self.route = replace(
+                self.route, accepted=True, reason="Accepted", message="accepted", by_envoy_gateway=self.by_envoy_gateway
+            )
 
     @property
     def weights(self) -> dict[int, int]:
@@ -337,4 +340,5 @@ class World:
         assert body["spec"]["rules"][0]["backendRefs"][0]["weight"] == body["spec"]["rules"][1]["backendRefs"][0]["weight"]
         if self.route is None or weights != self.route.weights:
             self.written_weights.append(dict(weights))
-        self.route = RouteFacts(weights, body["spec"], "2", False, "AwaitingGateway", "not yet")
+        known = self.route.by_envoy_gateway if self.route else None
+        self.route = RouteFacts(weights, body["spec"], "2", False, "AwaitingGateway", "not yet", known)
