@@ -132,7 +132,7 @@ def build_model(architecture: Architecture, checkpoint_keys: Collection[str]) ->
             raise StepFailed(
                 Reason.INVALID_PARAMETERS,
                 f"architecture {architecture.name} needs parameters.transformInput, since the checkpoint does not say it and "
-                "every answer depends on it: \"true\" if the training began from ImageNet's weights (torchvision sets it "
+                'every answer depends on it: "true" if the training began from ImageNet\'s weights (torchvision sets it '
                 'then), "false" if not',
             )
         arguments.setdefault("aux_logits", any(key.lower().startswith("aux") for key in checkpoint_keys))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -65,6 +65,12 @@ class Cache:
     def children(self, kind: Kind, owner: Key) -> Mapping[str, dict[str, Any]]:
         """Objects of one kind by name that belong to the owner."""
         return self._objects[kind.kind].get(owner, {})
+
+    def every(self, kind: Kind) -> Iterator[tuple[Key, dict[str, Any]]]:
+        """All objects of one kind that belong to somebody, with their owners."""
+        for owner, objects in self._objects[kind.kind].items():
+            for obj in objects.values():
+                yield owner, obj
 
     def job_words(self, uid: str) -> str | None:
         """Why a Job got no pod, in the Job controller's words; the newest ones."""

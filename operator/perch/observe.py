@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from perch.api import Routing
 from perch.builders.route import ENVOY_GATEWAY, read_weights
 from perch.cache import Cache, Key, controller, owner_name
 from perch.foreign import clean
@@ -25,12 +26,16 @@ from perch.names import (
     labels_of,
     version_of,
 )
-from perch.observed import Fault, JobFacts, JobState, Observed, PodTrouble, RouteFacts, ServingFacts, Unlabelled
+from perch.observed import Claim, Fault, JobFacts, JobState, Observed, PodTrouble, RouteFacts, ServingFacts, Unlabelled
 from perch_exporter.contract import Accuracy, Outcome, Parity, Reason, Step, Summary
 
 Raw = Mapping[str, Any]
 T = TypeVar("T")
 
+OVERLAP = "RouteRulesOverlap"
+NO_ROUTE = "9"
+"""In place of a time of creation: after all of those."""
+_ROUTE_NAME = re.compile(r"HTTPRoute ([-.a-z0-9]+/[-.a-z0-9]+)")
 LOOP = timedelta(minutes=10)
 """A run that lasted so long is not part of a crash loop: the kubelet then begins its back-off anew, too."""
 SERIOUSNESS = ("GoldenMismatch", "OutOfMemory", "CrashLoop", "Unschedulable", "NotReady")
@@ -259,7 +264,56 @@ def route_facts(route: Raw, name: str) -> RouteFacts:
         reason=reason,
         message=message,
         by_envoy_gateway=_by_envoy_gateway(spec.get("parentRefs", []), parents, route["metadata"]["namespace"]),
+        created=route["metadata"].get("creationTimestamp", ""),
+        overlaps=_overlaps(parents),
     )
+
+
+def claims(cache: Cache, key: Key, routing: Routing | None, objects: Mapping[Key, Raw]) -> tuple[Claim, ...]:
+    """Who else has a host name that this ModelDeployment wants, on the same Gateway; the oldest route first.
+
+    `objects`: all ModelDeployments. One whose route was deleted a moment ago still has its names.
+    """
+    if routing is None:
+        return ()
+    refs = [ref.model_dump(mode="json", by_alias=True, exclude_none=True) for ref in routing.parent_refs]
+    mine = cache.children(ROUTE, key).get(key[1], {}).get("spec", {})
+    routes = {
+        owner: (route["metadata"].get("creationTimestamp", ""), route.get("spec", {})) for owner, route in cache.every(ROUTE)
+    }
+    for owner, obj in objects.items():
+        if owner not in routes and obj.get("status", {}).get("weights", {}).get("desired"):
+            routes[owner] = (NO_ROUTE, obj["spec"].get("routing", {}))
+    found = []
+    for owner, (created, spec) in routes.items():
+        theirs, wanted = spec.get("parentRefs", []), set(routing.hostnames) & _hosts(spec)
+        if owner != key and wanted and _meet(refs, key[0], theirs, owner[0]):
+            held = bool(_hosts(mine) & wanted) and _meet(mine.get("parentRefs", []), key[0], theirs, owner[0])
+            found.append(Claim("/".join(owner), created, frozenset(wanted), held))
+    return tuple(sorted(found, key=lambda claim: (claim.created, claim.owner)))
+
+
+def _hosts(spec: Raw) -> set[str]:
+    return set(spec.get("hostnames", []))
+
+
+def _meet(ours: Iterable[Raw], namespace: str, theirs: Iterable[Raw], their_namespace: str) -> bool:
+    """Whether both routes are for one listener of a Gateway: one that names none is for all."""
+
+    def one(a: Raw, b: Raw) -> bool:
+        same = (a["name"], a.get("namespace", namespace)) == (b["name"], b.get("namespace", their_namespace))
+        return same and all(a.get(part) is None or b.get(part) is None or a[part] == b[part] for part in ("sectionName", "port"))
+
+    theirs = list(theirs)
+    return any(one(a, b) for a in ours for b in theirs)
+
+
+def _overlaps(parents: Iterable[Raw]) -> tuple[str, ...]:
+    """HTTPRoutes that a Gateway calls in the way of this one, as Envoy Gateway does."""
+    said = [
+        c.get("message", "") for p in parents for c in p.get("conditions", []) if c["type"] == OVERLAP and c["status"] == "True"
+    ]
+    return tuple(sorted({name for text in said for name in _ROUTE_NAME.findall(text)}))
 
 
 def _by_envoy_gateway(refs: Iterable[Raw], parents: Sequence[Raw], namespace: str) -> bool | None:

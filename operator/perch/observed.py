@@ -141,6 +141,22 @@ class RouteFacts:
     message: str
     by_envoy_gateway: bool | None = None
     """Envoy Gateway answers for every Gateway that is named; None where not all have answered, and nobody else has."""
+    created: str = ""
+    overlaps: tuple[str, ...] = ()
+    """`namespace/name` of HTTPRoutes that ask for the same requests, by a Gateway's own word."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Another ModelDeployment's HTTPRoute for a host name that this one wants, on the same Gateway."""
+
+    owner: str
+    """`namespace/name`, of the route too."""
+    created: str
+    hostnames: frozenset[str]
+    """Those that both want."""
+    held: bool
+    """This one's route, as it stands, has one of them as well."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +182,7 @@ class Observed:
     policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """NetworkPolicy specs by name."""
     route: RouteFacts | None = None
+    claims: tuple[Claim, ...] = ()
     exporting: frozenset[str] = frozenset()
     """Artifact revisions whose export pods still run, even where their Job is gone already."""
     gateway_api: bool = True

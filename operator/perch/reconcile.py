@@ -28,7 +28,7 @@ from perch.gather import Gatherer
 from perch.kube import MODEL_DEPLOYMENT, SILENCE, ApiError, Kube
 from perch.lease import LeaseLostError
 from perch.names import FINALIZER
-from perch.observe import observe
+from perch.observe import claims, observe
 from perch.observed import Identity, Installation
 from perch.plan import Plan, SetFinalizer, plan, plan_invalid, say_invalid
 from perch.status import build_events, with_blindness, with_failures, with_faults
@@ -120,7 +120,9 @@ class Reconciler:
         self.leading = False
         """Set once the Lease is held."""
         self.queue = Queue()
-        self.cache = Cache(kube, namespaces, self.queue.add, self._clock, self._wake_namespace)
+        self._contesting: set[Key] = set()
+        """Those that want a host name of another one, and wait for it to go."""
+        self.cache = Cache(kube, namespaces, self._wake, self._clock, self._wake_namespace)
         self.gatherer = Gatherer(self.cache, self.queue.add, self._clock)
 
     def see(self, obj: Mapping[str, Any], deleted: bool) -> None:
@@ -134,6 +136,12 @@ class Reconciler:
             self._objects[key] = dict(obj)
         self.queue.add(key)
 
+    def _wake(self, owner: Key) -> None:
+        """A child of the owner changed. It may be the route that others wait for."""
+        self.queue.add(owner)
+        for key in self._contesting:
+            self.queue.add(key)
+
     def _wake_namespace(self, namespace: str | None) -> None:
         for key in self._objects:
             if namespace in (None, key[0]):
@@ -144,6 +152,7 @@ class Reconciler:
         if key in self._objects and self._objects[key]["metadata"]["uid"] == uid:
             del self._objects[key]
             self._errors.pop(key, None)
+            self._contesting.discard(key)
             self.queue.no_deadline(key)
             self.gatherer.aim(key, None)
 
@@ -236,6 +245,7 @@ class Reconciler:
             await self._tell(key, seen, before, decided, outcome, now)
         if key in self._objects:
             self.gatherer.aim(key, decided.aim)
+            (self._contesting.add if decided.contests else self._contesting.discard)(key)
         self._schedule(key, decided, outcome)
 
     async def _look(self, key: Key, seen: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -318,6 +328,7 @@ class Reconciler:
             gathered=self.gatherer.gathered(key),
             watching_since=self.cache.watching_since(key[0]),
             namespace_terminating=namespace_terminating,
+            claims=claims(self.cache, key, spec.routing, self._objects),
         )
         return plan(identity, spec, before, observed, self._installation, now)
 

@@ -77,6 +77,8 @@ class Facts:
     route: RouteFacts | None = None
     rewritten: bool = False
     """This very pass writes the route: what the Gateway has accepted is the former one."""
+    host_conflict: str | None = None
+    """Who gets requests for a host name in this one's place."""
     in_turn: bool = False
     """The Gateway takes turns between stable and canary, and draws no lots."""
     gateway_api: bool = True
@@ -177,6 +179,8 @@ def _traffic_under_way(facts: Facts) -> Verdict | None:
     accepted, reason, message = _traffic_accepted(facts)
     if accepted and dict(facts.present) == dict(facts.target):
         return None
+    if reason == "HostnameConflict":
+        return Verdict("Stalled", reason, message)
     if facts.gateway_api and facts.route is None:
         message = "the HTTPRoute is being written"
     elif accepted:
@@ -216,6 +220,8 @@ def _traffic_accepted(facts: Facts) -> tuple[bool, str, str]:
             "the cluster has no HTTPRoute (gateway.networking.k8s.io/v1): install Gateway API and an implementation of it; "
             "until then the versions' Services answer",
         )
+    if facts.host_conflict is not None:
+        return False, "HostnameConflict", facts.host_conflict
     if facts.route is None:
         return False, "NotRouted", "no traffic is routed before the stable version is ready"
     if facts.rewritten:

@@ -30,7 +30,7 @@ from perch.plan.rollout import (
     stable_replicas,
     within_replicas,
 )
-from perch.plan.routing import plan_retirement, plan_route
+from perch.plan.routing import host_conflict, plan_retirement, plan_route
 from perch.plan.servings import keep_services, plan_serving, readiness, report_serving, sweep
 from perch.status import Facts, VersionFacts, build_conditions
 from perch.traffic import decide_weights
@@ -77,6 +77,7 @@ def plan(identity: Identity, spec: Spec, status: Status, observed: Observed, ins
     gone = ctx.attempt("versions that left the spec", lambda: plan_removed(ctx, versions), lambda: _still_known(ctx))
     ctx.attempt("what is left of versions", lambda: sweep(ctx, set(replicas)), lambda: None)
 
+    conflict = host_conflict(ctx)
     new_status = _build_status(ctx, progress, versions, gone, weights)
     facts = Facts(
         generation=identity.generation,
@@ -91,6 +92,7 @@ def plan(identity: Identity, spec: Spec, status: Status, observed: Observed, ins
         routed=spec.routing is not None,
         route=observed.route,
         rewritten=any(map(_sets_weights, ctx.actions)),
+        host_conflict=conflict,
         in_turn=progress.evidence is not None and progress.evidence.lots.in_turn and not progress.out,
         gateway_api=observed.gateway_api,
         removable=tuple(sorted({e.version for e in spec.versions} - {spec.traffic.stable, canary})),
@@ -105,6 +107,7 @@ def plan(identity: Identity, spec: Spec, status: Status, observed: Observed, ins
         ctx.wake_at,
         progress.aim,
         _first(status, progress),
+        bool(observed.claims) and conflict is not None,
         (*observed.unreadable, *ctx.faults),
     )
 

@@ -72,6 +72,8 @@ class Plan:
     """The evidence to gather from now on."""
     first: Status | None = None
     """Written before the actions: what an operator that dies between two of them must not have forgotten."""
+    contests: bool = False
+    """It waits for a host name that another ModelDeployment has."""
     faults: tuple[Fault, ...] = ()
     """Parts that raised: to be logged, counted, told in a condition and tried again after a while."""
 

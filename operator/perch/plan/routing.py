@@ -89,6 +89,30 @@ def _removed(ctx: Context, version: int, drained_at: str | None) -> VersionFacts
     return VersionFacts(known.model_copy(update=update), readiness=readiness(serving, serving.replicas), removed=True)
 
 
+def host_conflict(ctx: Context) -> str | None:
+    """Why requests for a host name go to somebody else; None where nobody is in the way.
+
+    Of two routes with the same host name and paths a Gateway takes the older one's rules (Gateway API). Which one that is Perch
+    knows of its own; of a stranger's it knows only that the Gateway calls them in each other's way.
+    """
+    route, key = ctx.observed.route, f"{ctx.identity.namespace}/{ctx.identity.name}"
+    for claim in ctx.observed.claims:
+        if route is None or not claim.held or (claim.created, claim.owner) < (route.created, key):
+            names = " and ".join(sorted(claim.hostnames))
+            return (
+                f"ModelDeployment {claim.owner} has host name {names} on the same Gateway already, and gets its requests: write "
+                "another name into routing.hostnames here or there"
+            )
+    known = {claim.owner for claim in ctx.observed.claims}
+    strangers = [name for name in (route.overlaps if route else ()) if name not in known]
+    if strangers:
+        return (
+            f"the Gateway says that HTTPRoute {' and '.join(strangers)} asks for the same requests, and the older route gets "
+            "them: change the host name here or there"
+        )
+    return None
+
+
 def plan_route(
     ctx: Context, target: Mapping[int, int] | None, leaving: set[int], *, trial: int | None = None
 ) -> dict[int, int] | None:
@@ -128,7 +152,11 @@ def plan_route(
             lots=_lots(route),
         )
 
-    body = ctx.attempt("the HTTPRoute", build, lambda: steady)
+    # A host name that another one has is not asked for: the route stays as it stands, where it stands.
+    taken = any(not claim.held for claim in ctx.observed.claims)
+    body = steady if taken else ctx.attempt("the HTTPRoute", build, lambda: steady)
+    if body is None and taken:
+        return None
     if body is None or (route is not None and is_current(body["spec"], route.spec)):
         return weights
     # Where nothing but numbers changes, the first try is the fallback already.

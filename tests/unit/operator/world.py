@@ -15,7 +15,7 @@ from perch.api import GROUP, Phase, Spec, Status, Tally
 from perch.builders.route import read_weights
 from perch.evidence import Batch, Gathered
 from perch.names import ANNOTATION_EXPORT_HASH, ANNOTATION_REVISION, ANNOTATION_SERVING_HASH, LABEL_COMPONENT, LABEL_VERSION
-from perch.observed import Identity, Installation, JobFacts, JobState, Observed, RouteFacts, ServingFacts
+from perch.observed import Claim, Identity, Installation, JobFacts, JobState, Observed, RouteFacts, ServingFacts
 from perch.plan import Apply, Delete, Plan, Scale, SetFinalizer, plan
 from perch_exporter.contract import Accuracy, ErrorReport, Outcome, Reason, Step, Summary, Tooling
 
@@ -68,6 +68,7 @@ class World:
     gateway_api: bool = True
     gateway_accepts: bool = True
     by_envoy_gateway: bool = True
+    claims: tuple[Claim, ...] = ()
     namespace_terminating: bool = False
     tooling: Tooling | None = None
     """What the exports' summaries say that they were made with."""
@@ -105,6 +106,7 @@ class World:
             budgets=dict(self.budgets),
             route=self.route,
             gateway_api=self.gateway_api,
+            claims=self.claims,
             namespace_terminating=self.namespace_terminating,
             autoscalers=dict(self.autoscalers),
             policies=dict(self.policies),
