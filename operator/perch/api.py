@@ -2401,7 +2401,9 @@ class Evidence(StatusModel):
     serving_hash: str | None = Field(
         None, description="Hash of artefact and runtime that are judged: with another, all begins anew."
     )
-    begun_at: Time | None = Field(None, description="When the trial of this hash began.")
+    crashes_before: list[Time] = Field(
+        default_factory=list, description="When the canary's pods had crashed before this trial, by their nodes' clocks."
+    )
     weight: Int32 | None = Field(None, description="The canary's weight that requests are counted at; none where none are.")
     counted_since: Time | None = Field(None, description="Since when it has this weight.")
     since: Time | None = Field(None, description="Since when the running operator gathers.")
@@ -2425,7 +2427,8 @@ class Evidence(StatusModel):
 
 
 class Aborted(StatusModel):
-    """A canary that was taken out. It is not tried again until its hash changes or rollout.retryAt moves."""
+    """A canary that was taken out. It is not tried again until its hash changes or rollout.retryAt moves, nor when it has its
+    former hash again."""
 
     version: Int32 = Field(description="Version number.")
     artifact_revision: str = Field(description="Its artefact.")
@@ -2459,6 +2462,10 @@ class Status(StatusModel):
     step: StepStatus | None = Field(None, description="Where the rollout of the canary stands.")
     evidence: Evidence | None = Field(None, description="What the canary is judged by.")
     aborted: list[Aborted] = Field(default_factory=list, description="Canaries that were taken out, by version.")
+    aborted_before: list[Aborted] = Field(
+        default_factory=list,
+        description="Canaries that were taken out and have another runtime or content now. With the former one they stay out.",
+    )
     history: list[Outcome] = Field(default_factory=list, description="The last ten rollouts, the newest first.")
     versions: list[VersionStatus] = Field(default_factory=list, description="State of each version.")
     conditions: list[Condition] = Field(

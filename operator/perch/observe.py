@@ -231,6 +231,7 @@ def serving_facts(deployment: Raw, pods: Iterable[Raw]) -> ServingFacts:
     # What a pod of a former template suffers from may be the very thing that the present one fixes.
     content = _template_hash(spec["template"])
     troubles = [t for t in (pod_trouble(p) for p in own if _alive(p) and _template_hash(p) == content) if t]
+    troubles.sort(key=lambda t: (SERIOUSNESS.index(t.reason), t.message))
     return ServingFacts(
         version=version or 0,
         revision=annotations.get(ANNOTATION_REVISION, ""),
@@ -242,7 +243,8 @@ def serving_facts(deployment: Raw, pods: Iterable[Raw]) -> ServingFacts:
         current=status.get("observedGeneration", 0) >= meta.get("generation", 0),
         deadline_exceeded=progressing.get("reason") == "ProgressDeadlineExceeded",
         words=words[0] if words else None,
-        trouble=min(troubles, key=lambda t: (SERIOUSNESS.index(t.reason), t.message), default=None),
+        trouble=troubles[0] if troubles else None,
+        other_troubles=tuple(troubles[1:]),
         resource_version=meta["resourceVersion"],
     )
 

@@ -81,7 +81,7 @@ class PodTrouble:
     reason: Literal["CrashLoop", "OutOfMemory", "GoldenMismatch", "Unschedulable", "NotReady"]
     message: str
     at: datetime | None = None
-    """When the container ended that it is about."""
+    """When the container ended that it is about, by its node's clock: it tells this end from another, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,17 @@ class ServingFacts:
     words: str | None = None
     trouble: PodTrouble | None = None
     """The most serious of what is wrong with pods of the present template now."""
+    other_troubles: tuple[PodTrouble, ...] = ()
+    """What is wrong with other pods of it."""
     resource_version: str | None = None
     """The Deployment's."""
     readable: bool = True
     """Else nothing but its name and its ready pods is known: it is left as it is."""
+
+    @property
+    def troubles(self) -> tuple[PodTrouble, ...]:
+        """All of them, the most serious first."""
+        return (self.trouble, *self.other_troubles) if self.trouble is not None else ()
 
     @property
     def full(self) -> bool:

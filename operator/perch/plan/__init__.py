@@ -22,6 +22,7 @@ from perch.plan.exports import known_export, plan_export, plan_export_policy
 from perch.plan.removal import plan_deletion, plan_removed
 from perch.plan.rollout import (
     Progress,
+    aborted_before,
     as_it_stands,
     canary_replicas,
     decide_rollout,
@@ -192,6 +193,7 @@ def _build_status(
         step=progress.step,
         evidence=progress.evidence,
         aborted=list(progress.aborted),
+        aborted_before=aborted_before(ctx, progress),
         history=list(progress.history),
         versions=sorted([*listed, *(_with_weight(ctx, g) for g in gone)], key=lambda v: v.version),
     )

@@ -122,13 +122,14 @@ def decide_rollout(ctx: Context, exported: dict[int, VersionStatus]) -> Progress
     canary = exported[traffic.canary]
     if canary.artifact_digest is None or conflicts(ctx, canary) or foreign_plan(ctx, canary):
         return _hold(ctx, spec.rollout, canary, kept, history)
-    found = next((a for a in kept if a.version == canary.version), None)
+    others = tuple(a for a in kept if a.version != canary.version)
+    known = (*kept, *ctx.status.aborted_before)
+    found = next((a for a in known if a.version == canary.version and _stands(ctx, a, canary, spec.rollout)), None)
     if found is not None:
-        if _stands(ctx, found, canary, spec.rollout):
-            seen = ctx.status.evidence if ctx.status.evidence and ctx.status.evidence.serving_hash == found.serving_hash else None
-            verdict = _aborted_verdict(ctx, found, spec.rollout)
-            return Progress(aborted=kept, history=history, out=found, evidence=seen, verdict=verdict)
-        kept = tuple(a for a in kept if a is not found)
+        seen = ctx.status.evidence if ctx.status.evidence and ctx.status.evidence.serving_hash == found.serving_hash else None
+        verdict = _aborted_verdict(ctx, found, spec.rollout)
+        return Progress(aborted=(*others, found), history=history, out=found, evidence=seen, verdict=verdict)
+    kept = others
     gate = next(e.verification.accuracy for e in spec.versions if e.version == traffic.canary)
     dropped = _dropped(gate, canary, exported[traffic.stable])
     step = ctx.status.step
@@ -151,7 +152,7 @@ def decide_rollout(ctx: Context, exported: dict[int, VersionStatus]) -> Progress
     runs = wanted_hash(ctx, canary)
     if evidence is None or evidence.serving_hash != runs:
         # Another runtime is another canary: what pods of the former one did says nothing for it, nor against it.
-        evidence = Evidence(serving_hash=runs, begun_at=format_time(ctx.now))
+        evidence = Evidence(serving_hash=runs, crashes_before=_crashes(ctx.observed.servings.get(canary.version), runs))
         step = step.model_copy(update={"accepted_at": None, "until": None})
     trial = _Trial(
         ctx,
@@ -166,6 +167,22 @@ def decide_rollout(ctx: Context, exported: dict[int, VersionStatus]) -> Progress
         dropped if gate is not None and gate.on_failure == "Block" else None,
     )
     return _proceed(_note_readiness(trial))
+
+
+def aborted_before(ctx: Context, progress: Progress) -> list[Aborted]:
+    """Aborts that do not stand now, for the canary has another hash. Where it is tried again with the same one, they are over."""
+
+    def key(record: Aborted) -> tuple[int, str, str]:
+        return record.version, record.artifact_revision, record.serving_hash
+
+    again = progress.evidence.serving_hash if progress.evidence else None
+    present = {key(a) for a in progress.aborted}
+    found = {
+        key(a): a
+        for a in (*ctx.status.aborted_before, *ctx.status.aborted)
+        if key(a) not in present and a.serving_hash != again and a.version != ctx.spec.traffic.stable
+    }
+    return list(found.values())[-HISTORY:]
 
 
 def as_it_stands(ctx: Context) -> Progress:
@@ -477,13 +494,12 @@ def _broken(trial: _Trial) -> tuple[str, str] | None:
     ctx, step, serving = trial.ctx, trial.step, trial.serving
     if trial.dropped is not None:
         return "AccuracyDropped", trial.dropped
-    trouble = serving.trouble if serving else None
-    if serving is not None and serving.serving_hash != trial.evidence.serving_hash:
-        # Pods of another runtime, which the present one replaces: they say nothing of the canary that is judged.
-        trouble = None
-    begun = parse_time(trial.evidence.begun_at) if trial.evidence.begun_at else None
+    # Pods of another runtime, which the present one replaces, say nothing of the canary that is judged.
+    troubles = serving.troubles if serving is not None and serving.serving_hash == trial.evidence.serving_hash else ()
     # A pod that was kept from a former try may still wait out its back-off: it is heard when it has tried again.
-    fresh = trouble is not None and (trouble.at is None or begun is None or trouble.at >= begun)
+    known = trial.evidence.crashes_before
+    fresh = [t for t in troubles if t.at is None or format_time(t.at) not in known]
+    trouble = next(iter([*fresh, *troubles]), None)
     if trouble is not None and fresh and trouble.reason in ("CrashLoop", "OutOfMemory", "GoldenMismatch"):
         return trouble.reason, trouble.message
     if step.unable_since is not None and trouble is not None and trouble.reason == "NotReady":
@@ -502,6 +518,14 @@ def _broken(trial: _Trial) -> tuple[str, str] | None:
     if trouble is not None and trouble.reason == "Unschedulable":
         return trouble.reason, said + _way_out(trial, trouble.message)
     return "ProgressDeadlineExceeded", said
+
+
+def _crashes(serving: ServingFacts | None, serving_hash: str) -> list[str]:
+    """When pods of this hash have crashed so far. Their nodes' clocks may differ from the operator's, so nothing is compared
+    with its time."""
+    if serving is None or serving.serving_hash != serving_hash:
+        return []
+    return sorted({format_time(t.at) for t in serving.troubles if t.at is not None})
 
 
 def _watched(ctx: Context, since: str) -> datetime:

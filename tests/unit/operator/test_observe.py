@@ -638,8 +638,9 @@ def test_a_versions_trouble_is_the_most_serious_of_its_present_pods(
 
 def test_the_trouble_of_many_pods_is_told_the_same_whatever_their_order() -> None:
     pods = [of_version(unschedulable(name)) for name in ("digits-v2-c", "digits-v2-a", "digits-v2-b")]
-    told = {serving_facts(deployment(), order).trouble for order in (pods, pods[::-1])}
-    assert told == {PodTrouble("Unschedulable", "pod digits-v2-a: 0/3 nodes: 3 no nvidia.com/gpu")}
+    told = {serving_facts(deployment(), order).troubles for order in (pods, pods[::-1])}
+    words = [f"pod digits-v2-{pod}: 0/3 nodes: 3 no nvidia.com/gpu" for pod in "abc"]
+    assert told == {tuple(PodTrouble("Unschedulable", each) for each in words)}
 
 
 def test_every_kind_of_child_is_seen_and_those_of_a_former_owner_are_not() -> None:

@@ -468,3 +468,82 @@ def test_a_route_of_a_former_release_is_rewritten_once_and_keeps_its_weights() -
     world.accept()
     assert (world.weights, streams(world)) == ({1: 50, 2: 50}, "digits-v1")
     assert not [a for a in world.step().actions if isinstance(a, Apply) and a.body["kind"] == "HTTPRoute"]
+
+
+def runtime(world: World, image: str, **more: Any) -> None:
+    commit(world, steps=STEPS, runtime={"image": image}, **more)
+    for _ in range(8):
+        world.step()
+        world.go_well()
+
+
+@pytest.mark.parametrize("b_fails", [False, True], ids=["B was on trial", "B was aborted, too"])
+def test_an_abort_stands_again_when_the_runtime_that_it_was_for_comes_back(b_fails: bool) -> None:
+    world = in_mid_rollout()
+    world.spec = world.spec.model_copy(update={"runtime": world.spec.runtime.model_copy(update={"image": "triton:a"})})
+    go_through(world, 30)
+    until_accepted(world, 50)
+    crash(world)
+    world.step()
+    world.accept()
+    assert world.weights == {1: 100}
+    runtime(world, "triton:b")
+    assert world.weights == {1: 50, 2: 50}, "another runtime is another canary"
+    assert world.status.aborted == []
+    if b_fails:
+        crash(world)
+        for _ in range(3):
+            world.step()
+            world.accept()
+        assert world.weights == {1: 100}
+    for image in ("triton:a", "triton:b", "triton:a"):
+        runtime(world, image)
+        stays_out = image == "triton:a" or b_fails
+        assert (world.weights == {1: 100}) is stays_out
+        assert bool(world.status.aborted) is stays_out
+    assert len([h for h in world.status.history if h.outcome == "Aborted"]) == 1 + b_fails
+    runtime(world, "triton:a", retryAt="2026-02-01T00:00:00Z")
+    assert world.weights == {1: 50, 2: 50}
+    assert [a.version for a in (*world.status.aborted, *world.status.aborted_before)] == [2] * b_fails
+
+
+def test_no_more_aborts_are_remembered_than_a_history_holds() -> None:
+    world = in_mid_rollout()
+    for number in range(14):
+        crash(world)
+        for _ in range(3):
+            world.step()
+            world.accept()
+        assert world.weights == {1: 100}
+        runtime(world, f"triton:{number}")
+        assert world.weights == {1: 50, 2: 50}
+    assert len(world.status.aborted_before) == 10
+
+
+@pytest.mark.parametrize("ahead", [-3600, -600, -1, 0, 1, 600, 3600])
+def test_after_a_retry_only_new_crashes_count_whatever_the_nodes_clock_says(ahead: int) -> None:
+    def node_says() -> Any:
+        return world.now + timedelta(seconds=ahead)
+
+    world = in_mid_rollout()
+    pods = [
+        PodTrouble("CrashLoop", f"pod digits-v2-{pod}: code 139", node_says() - timedelta(seconds=n))
+        for n, pod in enumerate("ab")
+    ]
+    world.servings[2] = replace(world.servings[2], ready=0, trouble=pods[0], other_troubles=(pods[1],))
+    world.step()
+    world.accept()
+    assert [a.reason for a in world.status.aborted] == ["CrashLoop"]
+    world.now += timedelta(seconds=30)
+    commit(world, steps=STEPS, retryAt="2026-02-01T00:00:00Z")
+    for _ in range(5):
+        world.now += timedelta(seconds=5)
+        world.step()
+    assert world.status.aborted == [], "both wait out their back-off"
+    world.servings[2] = replace(world.servings[2], trouble=pods[1], other_troubles=())
+    world.step()
+    assert world.status.aborted == [], "the one that has got over it does not make the other one's end new"
+    again = replace(pods[1], at=node_says())
+    world.servings[2] = replace(world.servings[2], trouble=pods[0], other_troubles=(again,))
+    world.step()
+    assert [a.message for a in world.status.aborted] == [pods[1].message]
