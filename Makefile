@@ -3,6 +3,8 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 NAME ?= demo
 GPUS ?= 1
+SEED ?= 0
+EXAMPLES ?= 3000
 export PYTHONPATH := operator:exporters:hack
 export PYTHONDONTWRITEBYTECODE := 1
 # Targets share a machine, a cache and a cluster's name; make -j would only mix their words.
@@ -44,7 +46,7 @@ shell: ## a shell with KUBECONFIG, kubectl and helm for the cluster NAME
 lint: ## ruff, mypy, import contracts
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PY) -m mypy -p perch -p perch_exporter -p devcluster -p demo -p bench -p faults -p chaos -p exports
+	@$(PY) -m mypy -p perch -p perch_exporter -p devcluster -p demo -p bench -p faults -p chaos -p exports -p fuzz
 	@$(dir $(PY))lint-imports
 
 .PHONY: test-unit
@@ -76,6 +78,11 @@ bench: ## measure; the figures go to docs/benchmarks.md by hand
 .PHONY: simulate
 simulate: ## how often the judge is wrong, by simulation; fails where alpha is not kept (minutes)
 	@$(PY) -m bench.judge
+
+.PHONY: fuzz
+fuzz: ## specs that the API server accepts and Perch cannot work with (minutes; SEED=0 EXAMPLES=3000)
+	@hack/as-root $(PY) -m devcluster build etcd kubernetes
+	@hack/as-root $(PY) -m fuzz --seed $(SEED) --examples $(EXAMPLES)
 
 .PHONY: generate
 generate: ## the CRD from the types, the API reference from the CRD

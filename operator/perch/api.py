@@ -7,6 +7,7 @@ Everything is bounded (lengths, item counts), so that the CEL rules stay within 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -49,6 +50,8 @@ def _refusal(message: str) -> dict[str, Any]:
 _DECIMAL = r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]{1,2})?$"
 _SIGNED_DECIMAL = r"^-?[0-9]+(\.[0-9]+)?([eE]-?[0-9]{1,2})?$"
 _DURATION = r"^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$"
+_LENGTH = r"^([0-9]{1,5}h([0-9]{1,5}m)?([0-9]{1,5}s)?|[0-9]{1,5}m([0-9]{1,5}s)?|[0-9]{1,5}s)$"
+"""A duration that is not empty."""
 _DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _HOST_LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _HOST = r"[A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?)*"
@@ -63,6 +66,25 @@ _NO_DOT_SEGMENTS = _rules(
         r'!self.matches(r"^s3://([^/]*(\.\.|\.-|-\.)|[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+(/|$))")',
         "S3 has no bucket of this name: the parts between dots begin and end in a letter or digit, and it is no IP address",
     ),
+)
+_OCTET = r"(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
+_REACHABLE = (
+    (
+        rf'!self.matches(r"^https?://[0-9.]+(:|/|$)") || self.matches(r"^https?://{_OCTET}([.]{_OCTET}){{3}}(:|/|$)")',
+        "this is neither a host name nor an address of four numbers from 0 to 255: write one",
+    ),
+    (
+        '!self.matches(r"^https?://([Ll][Oo][Cc][Aa][Ll][Hh][Oo][Ss][Tt]|127[.]|0[.])")',
+        "this is the address of the pod that asks, where no such server runs: write the name of the server's Service or host",
+    ),
+    (
+        '!self.matches(r"^https?://(169[.]254[.]|metadata[.]google[.]internal(:|/|$))")',
+        "this is the cloud's metadata service, which hands out credentials: write the address of the server that is meant",
+    ),
+)
+_MONTHS = (
+    "!self.matches('^[0-9]{4}-(02-3|(04|06|09|11)-31)')",
+    "the month has no such day: write a day that there is, or the time now",
 )
 _PIXELS = "the pixels that it is for are from 0 to 1: divide a number for pixels from 0 to 255 by 255"
 
@@ -138,7 +160,8 @@ LabelKey = Annotated[
     Field(
         max_length=317,
         pattern=rf"^({_DNS_LABEL}(\.{_DNS_LABEL})*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?$",
-        json_schema_extra=_refusal("write [domain/]name, such as nvidia.com/gpu or kubernetes.io/hostname"),
+        json_schema_extra=_refusal("write [domain/]name, such as nvidia.com/gpu or kubernetes.io/hostname")
+        | _rules(("self.indexOf('/') <= 253", "the part before / is a domain: give one of at most 253 characters")),
     ),
 ]
 _SHORT_DOMAINS = (
@@ -176,12 +199,14 @@ S3Object = Annotated[
         | _NO_DOT_SEGMENTS,
     ),
 ]
+_EMPTY = hashlib.sha256().hexdigest()
 Sha256 = Annotated[
     str,
     Field(
         max_length=80,
         pattern=r"^[0-9a-f]{64}$",
-        json_schema_extra=_refusal("write the 64 lower-case hex digits that `sha256sum FILE` prints"),
+        json_schema_extra=_refusal("write the 64 lower-case hex digits that `sha256sum FILE` prints")
+        | _rules((f"self != '{_EMPTY}'", "this is the digest of an empty file: upload the file again, and give its digest")),
     ),
 ]
 HttpUri = Annotated[
@@ -191,7 +216,8 @@ HttpUri = Annotated[
         pattern=rf"^https?://{_HOST}{_PORT}$",
         json_schema_extra=_refusal(
             "write http(s)://<host>[:<port>] with no path and a port from 1 to 65535, such as http://s3.storage:9000"
-        ),
+        )
+        | _rules(*_REACHABLE),
     ),
 ]
 Region = Annotated[
@@ -255,7 +281,13 @@ Label = Annotated[
     Field(
         min_length=1,
         max_length=128,
-        json_schema_extra=_rules((r"!self.contains('\n')", "write a class's name on one line")),
+        json_schema_extra=_rules(
+            *(
+                (rf"!self.contains('{mark}')", "write a class's name on one line, without tabs and line breaks")
+                for mark in (r"\n", r"\t", r"\r")
+            ),
+            ("bytes(self).size() <= 128", "a class's name takes at most 128 bytes: write a shorter one"),
+        ),
     ),
 ]
 # A pod template with a name twice could not be applied; the API server refuses it here, where the user sees it.
@@ -649,6 +681,22 @@ class Verification(Model):
 class QueuePolicy(Model):
     """What becomes of requests that wait in Triton's queue."""
 
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            *(
+                (
+                    f"{unset} || has(self.defaultTimeoutMicroseconds)",
+                    f"{field} is about a time in the queue, and none is set: add defaultTimeoutMicroseconds, or remove {field}",
+                    f".{field}",
+                )
+                for field, unset in (
+                    ("timeoutAction", "!has(self.timeoutAction)"),
+                    ("allowTimeoutOverride", "!has(self.allowTimeoutOverride) || !self.allowTimeoutOverride"),
+                )
+            ),
+        )
+    )
+
     timeout_action: Literal["Reject", "Delay"] | None = Field(
         None,
         description="What happens to a request whose time is up: Reject (default) answers an error, Delay lets all others go "
@@ -710,6 +758,18 @@ class Preprocessing(Model):
                 "resize by the shorter side leaves pictures of any length: add centerCrop, or give resize two numbers",
                 ".centerCrop",
             ),
+            (
+                "!has(self.resize) || !has(self.centerCrop) || (self.resize.size() == 1 ? "
+                "self.centerCrop.exists(side, side <= self.resize[0]) : self.centerCrop[0] <= self.resize[0] && "
+                "self.centerCrop[self.centerCrop.size() - 1] <= self.resize[1])",
+                "centerCrop is larger than what resize leaves, and the rest would be black: lower it, or raise resize",
+                ".centerCrop",
+            ),
+            (
+                "!has(self.interpolation) || has(self.resize)",
+                "interpolation is about resize: add resize, or remove interpolation",
+                ".interpolation",
+            ),
         )
     )
     decode: Literal["RGB", "L"] | None = Field(None, description="Colours of the tensor: RGB (default), or L for grey.")
@@ -766,6 +826,21 @@ class DynamicBatching(Model):
                 "defaultPriorityLevel is one of the levels 1 to priorityLevels: lower it",
                 ".defaultPriorityLevel",
             ),
+            (
+                "!has(self.maxQueueDelayMicroseconds) || !has(self.defaultQueuePolicy) || "
+                "!has(self.defaultQueuePolicy.defaultTimeoutMicroseconds) || "
+                "self.defaultQueuePolicy.defaultTimeoutMicroseconds > self.maxQueueDelayMicroseconds",
+                "a request that waits for its batch is out of time before the batch is full: raise defaultTimeoutMicroseconds "
+                "above maxQueueDelayMicroseconds, or lower the delay",
+                ".defaultQueuePolicy",
+            ),
+            (
+                "!has(self.preferredBatchSizes) || !has(self.defaultQueuePolicy) || "
+                "!has(self.defaultQueuePolicy.maxQueueSize) || "
+                "self.preferredBatchSizes.all(b, b <= self.defaultQueuePolicy.maxQueueSize)",
+                "no batch is larger than the queue that it is made of: raise maxQueueSize, or lower the preferred size",
+                ".defaultQueuePolicy",
+            ),
         )
     )
     max_queue_delay_microseconds: int | None = Field(
@@ -803,7 +878,19 @@ BATCHING = re.compile(r"\b(dynamic_batching|sequence_batching)\b")
 """What makes Triton join requests, in config.pbtxt."""
 
 
-_OVERRIDES = r"^(\s|#.*\n)*(dynamic_batching|instance_group|metric_tags|optimization|parameters|response_cache)\s*[:{\[]"
+def _protobuf_text(fields: str, depth: int) -> str:
+    """A regular expression for protobuf text of these fields, all of them messages. It stands in CEL between three quotes.
+
+    Names, numbers, strings and brackets that close what was opened, to this depth; which fields a message has is Triton's to say.
+    """
+    flat = r"""[+-.:;\w\s]|#.*|"(\\.|[^"\\])*"|'[^']*'"""
+    below = flat
+    for _ in range(depth - 1):
+        below = rf"{flat}|[{{\[]({below})*[}}\]]"
+    return rf"^([\s,;]|#.*|({fields})\s*:?\s*[{{\[]({below})*[}}\]])+$"
+
+
+_OVERRIDES = _protobuf_text("dynamic_batching|instance_group|metric_tags|optimization|parameters|response_cache", depth=5)
 
 
 class TritonModel(Model):
@@ -842,6 +929,12 @@ class TritonModel(Model):
             (
                 "!has(self.configOverrides) || !self.configOverrides.matches('KIND_CPU') || !has(self.accelerator)",
                 "accelerator TensorRT runs on a GPU alone: remove KIND_CPU, or remove the accelerator",
+                ".configOverrides",
+            ),
+            (
+                "!has(self.configOverrides) || !self.configOverrides.contains('instance_group') || "
+                "!has(self.instanceCount) && !has(self.instanceKind)",
+                "instance_group of configOverrides takes the place of instanceCount and instanceKind: remove these, or the group",
                 ".configOverrides",
             ),
         )
@@ -885,9 +978,13 @@ class TritonModel(Model):
                 "name, backend, input, output and the like are written by Perch from the version's own fields: remove them",
             ),
             (
-                f'self.matches(r"{_OVERRIDES}")',
-                "write protobuf text of these fields alone: dynamic_batching, instance_group, metric_tags, optimization, "
-                "parameters, response_cache",
+                f'self.matches(r"""{_OVERRIDES}""")',
+                "write protobuf text of these fields alone, and close each bracket: dynamic_batching, instance_group, "
+                "metric_tags, optimization, parameters, response_cache",
+            ),
+            (
+                r"""!self.matches(r'["\x27]\s*:')""",
+                'protobuf text is no JSON: write names without quotes, such as key: "x"',
             ),
             (
                 r'!self.matches(r"(^|[^A-Za-z0-9_])passive([^A-Za-z0-9_]|$)")',
@@ -900,6 +997,10 @@ class TritonModel(Model):
             (
                 "!self.contains('KIND_MODEL')",
                 "KIND_MODEL is not for this backend: write KIND_GPU or KIND_CPU, or use instanceKind",
+            ),
+            (
+                "!self.contains('gpu_execution_accelerator')",
+                "remove gpu_execution_accelerator, and use triton.accelerator for TensorRT: each pod then proves a whole batch",
             ),
         ),
     )
@@ -925,6 +1026,17 @@ _NO_DETECTOR = f"!has(self.architecture) || !has(self.architecture.name) || !(se
 _CROP, _RESIZE = "self.preprocessing.centerCrop", "self.preprocessing.resize"
 _LAST = "has(self.preprocessing.layout) && self.preprocessing.layout == 'HWC'"
 _HEIGHT, _WIDTH, _DEPTH = (f"i.shape[{_LAST} ? {last} : {first}]" for last, first in ((0, 1), (1, 2), (2, 0)))
+
+
+_OTHER_OBJECTS = tuple(
+    f"({' && '.join(f'has(self.{part})' for part in parents)} ? self.{parents[-1]}.uri : '')"
+    for parents in (
+        ("architecture", "architecture.source"),
+        ("conversion", "conversion.calibration"),
+        ("verification", "verification.parity", "verification.parity.samples"),
+        ("verification", "verification.accuracy", "verification.accuracy.dataset"),
+    )
+)
 
 
 class Version(Model):
@@ -1004,6 +1116,41 @@ class Version(Model):
                 f"{_NO_DETECTOR} || !has(self.conversion) || !has(self.conversion.target) || self.conversion.target == 'ONNX'",
                 "a detection model is run by onnxruntime: remove conversion.target",
                 ".conversion.target",
+            ),
+            (
+                f"{_NO_DETECTOR} || !has(self.verification) || !has(self.verification.parity) || "
+                "!has(self.verification.parity.minimumTop1Agreement) && !has(self.verification.parity.minimumCosine)",
+                "detections are judged one by one: remove minimumTop1Agreement and minimumCosine",
+                ".verification.parity",
+            ),
+            (
+                "!has(self.verification) || !has(self.verification.parity) || !has(self.verification.parity.minimumCosine) || "
+                "self.outputs.exists(o, o.dataType in ['FP32', 'FP16'] && o.shape.exists(d, d != 1))",
+                "no output is a vector of FP32 or FP16, which alone have a cosine: remove minimumCosine",
+                ".verification.parity",
+            ),
+            (
+                "!has(self.verification) || !has(self.verification.parity) || "
+                "!has(self.verification.parity.minimumTop1Agreement) || "
+                "self.verification.parity.minimumTop1Agreement.matches('^0([.]0*)?$') || "
+                "self.outputs.exists(o, o.shape.size() == 1 && o.shape[0] != 1)",
+                "no output is a row of [classes], which alone have a first one: remove minimumTop1Agreement",
+                ".verification.parity",
+            ),
+            (
+                "!has(self.verification) || !has(self.verification.accuracy) || self.outputs[0].shape != [1]",
+                "the only class is always the right one: give the first output more classes, or remove accuracy",
+                ".verification.accuracy",
+            ),
+            (
+                f"[{', '.join(_OTHER_OBJECTS)}].all(uri, uri != self.checkpoint.uri)",
+                "a data set or a source names the checkpoint itself: name its own object",
+                ".checkpoint.uri",
+            ),
+            (
+                f"self.inputs.all(i, {_bytes('i')} * {_BATCH} <= {4096.0 * _MIB})",
+                "one batch of an input takes more than 4 GiB: lower triton.maxBatchSize, or give the input a smaller shape",
+                ".inputs",
             ),
             (
                 f"{_NO_DETECTOR} || !has(self.triton) || !has(self.triton.accelerator)",
@@ -1114,8 +1261,9 @@ class HeaderMatch(Model):
         | _rules(
             (
                 f"!(self.lowerAscii() in {_UNMATCHABLE}) && !self.lowerAscii().startsWith('x-envoy-') && "
+                "!self.lowerAscii().startsWith('x-perch-') && "
                 "!self.lowerAscii().startsWith('grpc-')",
-                "Host, headers about the connection, and those of gRPC and of gateways themselves do not tell who asks: match a "
+                "Host, headers about the connection, and those of gRPC, gateways and Perch do not tell who asks: match a "
                 "header of your own, such as x-canary (for a host, use routing.hostnames)",
             ),
         ),
@@ -1212,7 +1360,13 @@ class Step(Model):
         min_length=1,
         description="How long this weight is held at least, such as 5m, before the evidence decides; Indefinite: until Git "
         "changes it (a fixed split). Required below 100.",
-        json_schema_extra=_refusal("write a duration such as 30s, 5m or 1h30m, or Indefinite"),
+        json_schema_extra=_refusal("write a duration such as 30s, 5m or 1h30m, or Indefinite")
+        | _rules(
+            (
+                "self == 'Indefinite' || " + _lasts("0s", "720h", "")[0],
+                "a weight is held for 720h at most: give less, or hold: Indefinite",
+            )
+        ),
     )
 
 
@@ -1272,7 +1426,9 @@ class MetricQuery(Model):
         description="PromQL that yields one value. Variables: {{namespace}}, {{name}}, {{model}}, {{stable}}, {{canary}} "
         "(version numbers), {{stableService}}, {{canaryService}}, {{window}} (time since the step's weight was accepted, such as "
         "95s).",
-        json_schema_extra=_rules(_known_variables("window")),
+        json_schema_extra=_rules(
+            _known_variables("window"), (r"self.matches(r'\S')", "the query is blank: write PromQL that yields one value")
+        ),
     )
     min: SignedDecimal | None = Field(None, description="Lowest value that is well, a decimal string.")
     max: SignedDecimal | None = Field(None, description="Highest value that is well, a decimal string.")
@@ -1295,6 +1451,11 @@ class PrometheusAnalysis(Model):
                 "has(self.requests) || has(self.failures) || !has(self.scrapeInterval)",
                 "scrapeInterval is about requests and failures: give these too, or leave it out",
             ),
+            (
+                "!has(self.requests) || !has(self.failures) || self.requests != self.failures",
+                "requests and failures are the same query, so that each request would be a failed one: give each its own",
+                ".failures",
+            ),
         )
     )
     address: str = Field(
@@ -1302,7 +1463,8 @@ class PrometheusAnalysis(Model):
         pattern=rf"^https?://{_HOST}{_PORT}(/[A-Za-z0-9._~-]+)*$",
         json_schema_extra=_refusal(
             "write http(s)://<host>[:<port>][/<path>] with a port from 1 to 65535, such as http://prometheus.monitoring:9090"
-        ),
+        )
+        | _rules(*_REACHABLE),
         description="URL of the server, such as http://prometheus.monitoring:9090. The operator asks it, without credentials.",
     )
     requests: str | None = Field(
@@ -1397,6 +1559,18 @@ class Rollout(Model):
                 "more, or use onInconclusive: Pause",
                 ".steps",
             ),
+            (
+                "!has(self.analysis) || !has(self.analysis.onInconclusive) || self.analysis.onInconclusive != 'Promote' || "
+                "!has(self.analysis.prometheus) || !has(self.analysis.prometheus.requests) || "
+                "has(self.analysis.prometheus.scrapeInterval) && "
+                f'!self.analysis.prometheus.scrapeInterval.matches(r"{_LENGTH}") || '
+                f"self.steps.all(s, !has(s.hold) || s.hold == 'Indefinite' || !s.hold.matches(r\"{_LENGTH}\") || "
+                "duration(s.hold) > duration(has(self.analysis.prometheus.scrapeInterval) ? "
+                "self.analysis.prometheus.scrapeInterval : '60s'))",
+                "counting begins one scrapeInterval (60s if omitted) after a weight is in place, and onInconclusive: Promote "
+                "would promote a canary that nobody judged: hold each step for longer, or use onInconclusive: Pause",
+                ".steps",
+            ),
         )
     )
     steps: list[Step] = Field(
@@ -1428,7 +1602,8 @@ class Rollout(Model):
         max_length=35,
         pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]+)?"
         r"(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$",
-        json_schema_extra=_refusal('write a time as RFC 3339 has it, in quotes, such as "2026-01-31T12:00:00Z"'),
+        json_schema_extra=_refusal('write a time as RFC 3339 has it, in quotes, such as "2026-01-31T12:00:00Z"')
+        | _rules(_MONTHS),
         description="Any time; changing it lets an aborted canary try again.",
     )
     progress_deadline: Duration = Field(
@@ -1442,9 +1617,12 @@ class Rollout(Model):
         "5m",
         description="How long the pods of a version stay after its last traffic, such as 5m or 1h: a revert within "
         "this time is immediate. 5m if omitted.",
+        json_schema_extra=_rules(_lasts("0s", "720h", "pods without traffic hold their GPUs: give 720h at most")),
     )
     inspect_for: Duration = Field(
-        "30m", description="How long the pods of an aborted canary are kept for inspection, without traffic; 30m if omitted."
+        "30m",
+        description="How long the pods of an aborted canary are kept for inspection, without traffic; 30m if omitted.",
+        json_schema_extra=_rules(_lasts("0s", "720h", "pods without traffic hold their GPUs: give 720h at most")),
     )
     surge: Literal["Additional", "WithinReplicas"] | None = Field(
         None,
@@ -1467,6 +1645,15 @@ _BYTES_HAVE_UNITS = (
     "quantity(string(self[k])).compareTo(quantity('1Mi')) >= 0)",
     "memory and ephemeral-storage are numbers of bytes, 1Mi or more: write them with their unit, such as 8Gi",
 )
+_BYTES_FIT_A_NODE = (
+    "['memory', 'ephemeral-storage'].all(k, !(k in self) || !isQuantity(string(self[k])) || "
+    "quantity(string(self[k])).compareTo(quantity('1Pi')) <= 0)",
+    "no node has more than 1Pi of memory or ephemeral-storage, and the pod would wait for ever: give what it needs, such as 8Gi",
+)
+_SOME_TIME = (
+    "!('cpu' in self) || !isQuantity(string(self['cpu'])) || quantity(string(self['cpu'])).compareTo(quantity('100m')) >= 0",
+    "a program with less than a tenth of a core does not start in time: give a limit of 100m or more, or remove it",
+)
 _SOME_CPU = (
     "!('cpu' in self) || !isQuantity(string(self['cpu'])) || (quantity(string(self['cpu'])).compareTo(quantity('1m')) >= 0 && "
     "quantity(string(self['cpu'])).compareTo(quantity('10k')) <= 0)",
@@ -1478,11 +1665,37 @@ _HUGE_PAGES = (
     "quantity(string(self[k])).asInteger() % quantity(k.substring(10)).asInteger() == 0)",
     "huge pages are given by their size, and in whole pages: write such as {hugepages-2Mi: 64Mi}",
 )
-_RESOURCE_RULES = (_RESOURCE_NAMES, _SHORT_DOMAINS, _RESOURCE_DOMAINS, _BYTES_HAVE_UNITS, _SOME_CPU, _HUGE_PAGES)
+_RESOURCE_RULES = (
+    *(_RESOURCE_NAMES, _SHORT_DOMAINS, _RESOURCE_DOMAINS),
+    *(_BYTES_HAVE_UNITS, _BYTES_FIT_A_NODE, _SOME_CPU, _HUGE_PAGES),
+)
 _WHOLE_DEVICES = (
     "self.all(k, !k.contains('/') || (type(self[k]) == string ? self[k].matches('^[0-9]{1,9}$') : self[k] <= 999999999))",
     "an extended resource such as nvidia.com/gpu is counted in whole devices: write 1, 2, …",
 )
+
+
+def _least_memory(least: str, who: str) -> tuple[str, str, str]:
+    """A CEL rule: the memory limit is one that the program can start with."""
+    memory = "self.resources.limits['memory']"
+    return (
+        "!has(self.resources) || !has(self.resources.limits) || !('memory' in self.resources.limits) || "
+        f"!isQuantity(string({memory})) || quantity(string({memory})).compareTo(quantity('{least}')) >= 0",
+        f"{who} does not start in less memory than {least}: raise the limit, or remove it",
+        ".resources.limits",
+    )
+
+
+def _within(field: str, limit: str) -> tuple[str, str, str]:
+    """A CEL rule: a volume of the pod is no larger than the limit that counts what is in it."""
+    most = f"self.resources.limits['{limit}']"
+    return (
+        f"!has(self.{field}) || !has(self.resources) || !has(self.resources.limits) || !('{limit}' in self.resources.limits) || "
+        f"!isQuantity(string(self.{field})) || !isQuantity(string({most})) || "
+        f"quantity(string(self.{field})).compareTo(quantity(string({most}))) <= 0",
+        f"what is written there counts as {limit}, and resources.limits has less: lower {field}, or raise the limit",
+        f".{field}",
+    )
 
 
 class ClaimUse(Model):
@@ -1521,7 +1734,7 @@ class Resources(Model):
         None,
         max_length=16,
         description="Upper bounds, such as {nvidia.com/gpu: 1}.",
-        json_schema_extra=_rules(*_RESOURCE_RULES, _WHOLE_DEVICES),
+        json_schema_extra=_rules(*_RESOURCE_RULES, _WHOLE_DEVICES, _SOME_TIME),
     )
     requests: dict[LabelKey, Quantity] | None = Field(
         None,
@@ -1675,7 +1888,9 @@ class NodeFieldRequirement(Model):
 
 
 class LabelSelector(Model):
-    match_labels: dict[LabelKey, LabelValue] | None = Field(None, max_length=32, description="Labels that must match.")
+    match_labels: dict[LabelKey, LabelValue] | None = Field(
+        None, max_length=32, description="Labels that must match.", json_schema_extra=_rules(_SHORT_DOMAINS)
+    )
     match_expressions: list[LabelRequirement] | None = Field(None, max_length=16, description="Requirements that must hold.")
 
 
@@ -1710,6 +1925,15 @@ class NodeAffinity(Model):
 
 
 class PodAffinityTerm(Model):
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            (
+                "has(self.labelSelector)",
+                "a term without labelSelector means no pod: add one ({} means every pod), or remove the term",
+                ".labelSelector",
+            ),
+        )
+    )
     topology_key: LabelKey = Field(description="Node label that defines one place, such as kubernetes.io/hostname.")
     label_selector: LabelSelector | None = Field(None, description="Pods that are meant.")
     namespaces: list[NamespaceName] | None = Field(None, max_length=16, description="Their namespaces; the own one if omitted.")
@@ -1755,6 +1979,11 @@ class EnvVar(Model):
                 "!(has(self.value) && has(self.valueFrom))",
                 "value and valueFrom exclude each other: remove one",
                 ".valueFrom",
+            ),
+            (
+                "has(self.value) || has(self.valueFrom)",
+                "the variable has no value: give value or valueFrom",
+                ".value",
             ),
         )
     )
@@ -1854,6 +2083,9 @@ class Runtime(Model):
                 "the response cache is larger than resources.limits.memory: lower it, or raise the limit",
                 ".responseCacheMebibytes",
             ),
+            _least_memory("64Mi", "Triton"),
+            _within("sharedMemorySize", "memory"),
+            _within("temporaryStorageSize", "ephemeral-storage"),
         )
     )
     image: Image | None = Field(
@@ -1944,6 +2176,10 @@ class Runtime(Model):
     )
 
 
+_METADATA = ["169.254.169.254", "169.254.170.2", "168.63.129.16", "100.100.100.200", "192.0.0.192", "fd00:ec2::254"]
+"""AWS, GCP and Azure; ECS; Azure's host; Alibaba; Oracle; AWS by IPv6. Not EKS Pod Identity's 169.254.170.23, which pods need."""
+
+
 class Egress(Model):
     """Where export pods may connect to, besides public addresses."""
 
@@ -1963,7 +2199,7 @@ class Egress(Model):
                 "so large a range takes the policy's meaning away: write what the exports need, in ranges of /8 or smaller",
             ),
             (
-                "!isCIDR(self) || !(cidr(self).containsIP('169.254.169.254') || cidr(self).containsIP('fd00:ec2::254'))",
+                f"!isCIDR(self) || !{_METADATA}.exists(ip, cidr(self).containsIP(ip))",
                 "this range holds the cloud's metadata service, which hands out credentials: write smaller ranges without it",
             ),
         ),
@@ -1997,6 +2233,7 @@ class Builder(Model):
                 "the request is greater than the memory limit, which is 8Gi if omitted: set resources.limits.memory",
                 ".resources",
             ),
+            _least_memory("128Mi", "PyTorch"),
         )
     )
 
@@ -2155,6 +2392,21 @@ class Spec(Model):
                 "triton.accelerator TensorRT runs on a GPU alone: set runtime.resources.limits to {nvidia.com/gpu: 1}, or what a "
                 "share of a GPU is called there, or remove the accelerator",
                 ".runtime",
+            ),
+            (
+                f"({_has_gpu('self.runtime')}) || !self.versions.exists(v, has(v.triton) && (has(v.triton.instanceKind) && "
+                "v.triton.instanceKind == 'GPU' || has(v.triton.configOverrides) && "
+                "v.triton.configOverrides.contains('KIND_GPU')))",
+                "instances on a GPU need one: set runtime.resources.limits to {nvidia.com/gpu: 1}, or what a share of a GPU is "
+                "called there, or remove triton.instanceKind: GPU",
+                ".runtime",
+            ),
+            (
+                "!has(self.repository.caBundleConfigMapRef) || !has(self.repository.endpoint) || "
+                "self.repository.endpoint.startsWith('https') || "
+                "self.versions.exists(v, has(v.checkpoint.endpoint) && v.checkpoint.endpoint.startsWith('https'))",
+                "the endpoints are http, where nothing is signed by an authority: write https, or remove caBundleConfigMapRef",
+                ".repository.caBundleConfigMapRef",
             ),
             (
                 "!has(self.rollout) || !has(self.rollout.surge) || self.rollout.surge != 'WithinReplicas' || "

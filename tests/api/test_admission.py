@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -124,6 +125,7 @@ def detector_entry(version: int) -> dict[str, Any]:
     whole = entry(version)
     del whole["conversion"], whole["verification"]["accuracy"], whole["postprocessing"]
     del whole["triton"]["labels"], whole["triton"]["accelerator"]
+    del whole["verification"]["parity"]["minimumTop1Agreement"], whole["verification"]["parity"]["minimumCosine"]
     return {
         **whole,
         "architecture": {"name": "torchvision:ssdlite320_mobilenet_v3_large", "parameters": {"detectionsPerImg": 50}},
@@ -285,6 +287,12 @@ def full_spec(versions: int = 2) -> dict[str, Any]:
     }
 
 
+def valid_specs() -> list[dict[str, Any]]:
+    """Specs that together hold every field, in every form of a version."""
+    others = changed(full_spec(), both(put("versions/0", detector_entry(1)), put("versions/1", onnx_entry(2))))
+    return [full_spec(), autoscaled_spec(), others, changed(full_spec(), PLAN)]
+
+
 def parts_of(path: str) -> list[Any]:
     """A path such as versions/0/version: numbers are indexes of lists, ~ stands for a slash within a key."""
     return [int(part) if part.isdigit() else part.replace("~", "/") for part in path.split("/")]
@@ -377,6 +385,31 @@ class Refusal:
 
 
 V = "spec.versions[0]"
+TRITON, PARITY = f"{V}.triton", f"{V}.verification.parity"
+OVERRIDES, QUEUE = f"{TRITON}.configOverrides", f"{TRITON}.dynamicBatching.defaultQueuePolicy"
+LONG_DOMAIN = "a." * 127 + "b/c"
+EMPTY_FILE = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+PODS = "runtime/affinity/podAffinity/requiredDuringSchedulingIgnoredDuringExecution/0"
+NODES = "runtime/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms/0"
+NO_ACCELERATOR = drop("versions/0/triton/accelerator")
+
+
+def field_of(path: str) -> str:
+    """A path of `put` as the API server prints it."""
+    return "spec." + re.sub(r"\.(\d+)", r"[\1]", path.replace("/", "."))
+
+
+def overridden(text: str) -> Change:
+    """With these overrides and with no field whose place they take."""
+    rest = both(*(drop(f"versions/0/triton/{field}") for field in ("instanceCount", "instanceKind", "accelerator")))
+    return both(rest, put("versions/0/triton/configOverrides", text))
+
+
+def checkpoint_is(path: str) -> Change:
+    """The object at `path` is the checkpoint of the second version, whose architecture has a source."""
+    return put(f"versions/1/{path}", "s3://checkpoints/digits/v2.pt")
+
+
 REFUSED_WHEN_CREATED = [
     # --- traffic and rollout ---
     Refusal("stable is not listed", put("traffic/stable", 9), "spec.traffic.stable", "add the entry", False),
@@ -2068,6 +2101,369 @@ REFUSED_WHEN_CREATED = [
         "spec.builder.activeDeadlineSeconds",
         "greater than or equal to 60",
     ),
+    # --- found by make fuzz, and of the kinds that it found ---
+    *(
+        Refusal(f"{sentence}", put(path, url), field_of(path), says, False)
+        for sentence, path, url, says in (
+            ("the repository is the pod itself", "repository/endpoint", "http://localhost:9000", "the pod that asks"),
+            ("a checkpoint is in the pod itself", "versions/0/checkpoint/endpoint", "http://127.0.0.1:9000", "the pod that asks"),
+            ("a server has no address", "repository/endpoint", "http://0.0.0.0:9000", "the pod that asks"),
+            ("an address has too great a number", "repository/endpoint", "http://10.0.0.256", "numbers from 0 to 255"),
+            ("an address has three numbers", "versions/0/checkpoint/endpoint", "http://10.0.1", "of four numbers"),
+            (
+                "the operator asks itself",
+                "rollout/analysis/prometheus/address",
+                "http://LocalHost:9090",
+                "the pod that asks",
+            ),
+            (
+                "the operator asks the cloud for credentials",
+                "rollout/analysis/prometheus/address",
+                "http://169.254.169.254/latest",
+                "the cloud's metadata service",
+            ),
+            (
+                "the store is the cloud's metadata service",
+                "repository/endpoint",
+                "http://metadata.google.internal",
+                "the cloud's metadata service",
+            ),
+        )
+    ),
+    *(
+        Refusal(f"{sentence} is an empty file", put(f"{path}/sha256", EMPTY_FILE), f"{field_of(path)}.sha256", "upload", False)
+        for sentence, path in (
+            ("a checkpoint", "versions/0/checkpoint"),
+            ("a source", "versions/1/architecture/source"),
+            ("a data set", "versions/0/verification/accuracy/dataset"),
+        )
+    ),
+    *(
+        Refusal(f"the checkpoint is {sentence}", checkpoint_is(path), "spec.versions[1].checkpoint.uri", "its own object", False)
+        for sentence, path in (
+            ("its own source", "architecture/source/uri"),
+            ("its own calibration set", "conversion/calibration/uri"),
+            ("its own samples", "verification/parity/samples/uri"),
+            ("its own data set", "verification/accuracy/dataset/uri"),
+        )
+    ),
+    Refusal(
+        "authorities are given and nothing is signed",
+        both(
+            put("versions/0/checkpoint/endpoint", "http://s3.elsewhere"),
+            put("versions/1/checkpoint/endpoint", "http://s3.elsewhere"),
+        ),
+        "spec.repository.caBundleConfigMapRef",
+        "write https, or remove caBundleConfigMapRef",
+        False,
+    ),
+    *(
+        Refusal(
+            f"a detection model is judged by {gate}",
+            of_a_detector(put(f"versions/0/verification/parity/{gate}", "0.9")),
+            PARITY,
+            "detections are judged one by one",
+            False,
+        )
+        for gate in ("minimumTop1Agreement", "minimumCosine")
+    ),
+    Refusal(
+        "whole numbers have a cosine",
+        both(put("versions/0/outputs/0/dataType", "INT64"), drop("versions/0/postprocessing")),
+        PARITY,
+        "remove minimumCosine",
+        False,
+    ),
+    Refusal(
+        "one number has a cosine",
+        both(
+            put("versions/0/outputs/0/shape", [1]),
+            put("versions/0/triton/labels", ["digit"]),
+            put("versions/0/postprocessing/topK", 1),
+        ),
+        PARITY,
+        "remove minimumCosine",
+        False,
+    ),
+    Refusal(
+        "a map of features has a first class",
+        both(
+            put("versions/0/outputs/0/shape", [10, 7, 7]),
+            drop("versions/0/verification/accuracy"),
+            drop("versions/0/postprocessing"),
+            drop("versions/0/triton/labels"),
+        ),
+        PARITY,
+        "remove minimumTop1Agreement",
+        False,
+    ),
+    Refusal(
+        "the only class is always right",
+        both(
+            put("versions/0/outputs/0/shape", [1]),
+            put("versions/0/triton/labels", ["digit"]),
+            put("versions/0/postprocessing/topK", 1),
+        ),
+        f"{V}.verification.accuracy",
+        "give the first output more classes",
+        False,
+    ),
+    Refusal(
+        "a batch takes 12 GiB",
+        both(
+            NO_ACCELERATOR,
+            drop("versions/0/preprocessing"),
+            drop("versions/0/postprocessing"),
+            put("versions/0/inputs/0/shape", [3, 512, 512]),
+            put("versions/0/triton/maxBatchSize", 4096),
+        ),
+        f"{V}.inputs",
+        "lower triton.maxBatchSize",
+        False,
+    ),
+    Refusal(
+        "a batch of the usual size is too large",
+        both(
+            drop("versions/1/preprocessing"),
+            drop("versions/1/postprocessing"),
+            put("versions/1/inputs/0/shape", [1, 8192, 8192]),
+            put("versions/1/triton/maxBatchSize", 32),
+        ),
+        "spec.versions[1].inputs",
+        "more than 4 GiB",
+        False,
+    ),
+    *(
+        Refusal(f"a label has {sentence}", put("versions/0/triton/labels/3", label), f"{TRITON}.labels[3]", says, False)
+        for sentence, label, says in (
+            ("a tab", "cat\tdog", "without tabs"),
+            ("a carriage return", "cat\r", "without tabs"),
+            ("128 letters of three bytes", "\u732b" * 128, "at most 128 bytes"),
+        )
+    ),
+    Refusal(
+        "a crop is larger than the picture",
+        both(put("versions/0/preprocessing/resize", [16]), put("versions/0/preprocessing/centerCrop", [28])),
+        f"{V}.preprocessing.centerCrop",
+        "lower it, or raise resize",
+        False,
+    ),
+    Refusal(
+        "a crop is wider than the picture",
+        put("versions/0/preprocessing/resize", [32, 24]),
+        f"{V}.preprocessing.centerCrop",
+        "lower it, or raise resize",
+        False,
+    ),
+    Refusal(
+        "pixels are weighed for no resize",
+        drop("versions/0/preprocessing/resize"),
+        f"{V}.preprocessing.interpolation",
+        "add resize, or remove interpolation",
+        False,
+    ),
+    *(
+        Refusal(f"a queue {sentence}", change, field, says, False)
+        for sentence, change, field, says in (
+            (
+                "rejects what is late, and nothing is ever late",
+                put("versions/0/triton/dynamicBatching/defaultQueuePolicy", {"timeoutAction": "Reject"}),
+                f"{QUEUE}.timeoutAction",
+                "add defaultTimeoutMicroseconds, or remove timeoutAction",
+            ),
+            (
+                "lets requests shorten no time",
+                put("versions/0/triton/dynamicBatching/defaultQueuePolicy", {"allowTimeoutOverride": True}),
+                f"{QUEUE}.allowTimeoutOverride",
+                "add defaultTimeoutMicroseconds, or remove allowTimeoutOverride",
+            ),
+            (
+                "rejects before a batch is full",
+                put("versions/0/triton/dynamicBatching/maxQueueDelayMicroseconds", 1000),
+                QUEUE,
+                "raise defaultTimeoutMicroseconds",
+            ),
+            (
+                "is smaller than a batch",
+                put("versions/0/triton/dynamicBatching/defaultQueuePolicy/maxQueueSize", 15),
+                QUEUE,
+                "raise maxQueueSize",
+            ),
+        )
+    ),
+    *(
+        Refusal(f"overrides {sentence}", overridden(text), OVERRIDES, says, False)
+        for sentence, text, says in (
+            ("leave a bracket open", 'parameters { key: "a" value { string_value: "2" }', "close each bracket"),
+            ("close what is not open", "optimization { cuda { graphs: true } } }", "close each bracket"),
+            ("leave a text open", 'parameters { key: "a }', "close each bracket"),
+            ("are assignments", "parameters = { }", "write protobuf text"),
+            ("are code", "optimization { graphs(true) }", "write protobuf text"),
+            ("go on with a field of Perch's", 'parameters { } backend: "python"', "of these fields alone"),
+            ("go on with another field", "parameters { } model_warmup [{ batch_size: 1 }]", "of these fields alone"),
+            ("end in words", "parameters { } and so on", "of these fields alone"),
+            ("are JSON", 'parameters {"key": "a"}', "protobuf text is no JSON"),
+            ("are a number", "parameters: 1", "write protobuf text"),
+            (
+                "bring an accelerator that nobody proves",
+                'optimization { execution_accelerators { gpu_execution_accelerator: [{ name: "tensorrt" }] } }',
+                "use triton.accelerator",
+            ),
+        )
+    ),
+    Refusal(
+        "a number of instances is given twice",
+        put("versions/0/triton/configOverrides", "instance_group [{ count: 2 }]"),
+        OVERRIDES,
+        "takes the place of instanceCount and instanceKind",
+        False,
+    ),
+    Refusal(
+        "instances are on a GPU that there is not",
+        both(NO_GPU, NO_CLAIMS, NO_ACCELERATOR, drop("versions/1/triton/accelerator")),
+        "spec.runtime",
+        "or remove triton.instanceKind: GPU",
+        False,
+    ),
+    Refusal(
+        "overrides are for a GPU that there is not",
+        both(
+            both(NO_GPU, NO_CLAIMS, drop("versions/1/triton/accelerator"), put("versions/1/triton/instanceKind", "AUTO")),
+            overridden("instance_group [{ kind: KIND_GPU }]"),
+        ),
+        "spec.runtime",
+        "instances on a GPU need one",
+        False,
+    ),
+    Refusal(
+        "requests are told apart by Perch's own header",
+        rules_of([("X-Perch-Rehearsal", "a", "Exact")]),
+        "spec.traffic.match.headers[0].name",
+        "match a header of your own",
+        False,
+    ),
+    *(
+        Refusal(f"{sentence} for years", put(f"rollout/{path}", "99999h"), field_of(f"rollout/{path}"), says, False)
+        for sentence, path, says in (
+            ("a weight is held", "steps/0/hold", "give less, or hold: Indefinite"),
+            ("pods of a former version stay", "scaleDownDelay", "give 720h at most"),
+            ("pods of an aborted canary stay", "inspectFor", "give 720h at most"),
+        )
+    ),
+    *(
+        Refusal(f"a time is {day}", put("rollout/retryAt", f"2026-{day}T00:00:00Z"), "spec.rollout.retryAt", "no such day", False)
+        for day in ("02-30", "04-31")
+    ),
+    Refusal(
+        "a canary is promoted before its first count",
+        put("rollout/analysis/prometheus/scrapeInterval", "90s"),
+        "spec.rollout.steps",
+        "hold each step for longer",
+        False,
+    ),
+    Refusal(
+        "a canary is promoted before its first count of the usual interval",
+        both(drop("rollout/analysis/prometheus/scrapeInterval"), put("rollout/steps/0/hold", "1m")),
+        "spec.rollout.steps",
+        "hold each step for longer",
+        False,
+    ),
+    Refusal(
+        "each request is a failed one",
+        lambda s: s["rollout"]["analysis"]["prometheus"].update(failures=s["rollout"]["analysis"]["prometheus"]["requests"]),
+        f"{PROMETHEUS}.failures",
+        "give each its own",
+        False,
+    ),
+    Refusal(
+        "a metric asks for nothing",
+        put("rollout/analysis/prometheus/metrics/0/query", " "),
+        f"{PROMETHEUS}.metrics[0].query",
+        "write PromQL",
+        False,
+    ),
+    Refusal(
+        "Triton has a mebibyte",
+        both(drop("runtime/resources/requests/memory"), put("runtime/resources/limits/memory", "1Mi")),
+        "spec.runtime.resources.limits",
+        "raise the limit",
+        False,
+    ),
+    Refusal(
+        "an export has a few mebibytes",
+        both(drop("builder/resources/requests/memory"), put("builder/resources/limits/memory", "64Mi")),
+        "spec.builder.resources.limits",
+        "PyTorch does not start",
+        False,
+    ),
+    *(
+        Refusal(
+            f"{part} asks for an exabyte of {resource}",
+            put(f"{part}/resources/limits/{resource}", "1E"),
+            f"spec.{part}.resources.limits",
+            "no node has more",
+            False,
+        )
+        for part, resource in (("runtime", "memory"), ("builder", "ephemeral-storage"))
+    ),
+    Refusal(
+        "Triton has a thousandth of a core",
+        both(drop("runtime/resources/requests/cpu"), put("runtime/resources/limits/cpu", "1m")),
+        "spec.runtime.resources.limits",
+        "does not start in time",
+        False,
+    ),
+    Refusal(
+        "shared memory is larger than all memory",
+        put("runtime/sharedMemorySize", "9Gi"),
+        "spec.runtime.sharedMemorySize",
+        "lower sharedMemorySize, or raise the limit",
+        False,
+    ),
+    Refusal(
+        "temporary files take more than all files",
+        put("runtime/resources/limits/ephemeral-storage", "1Gi"),
+        "spec.runtime.temporaryStorageSize",
+        "lower temporaryStorageSize, or raise the limit",
+        False,
+    ),
+    Refusal(
+        "a variable has no value",
+        drop("runtime/env/0/value"),
+        "spec.runtime.env[0].value",
+        "give value or valueFrom",
+        False,
+    ),
+    Refusal(
+        "pods are to be near no pod",
+        drop(f"{PODS}/labelSelector"),
+        f"{field_of(PODS)}.labelSelector",
+        "{} means every pod",
+        False,
+    ),
+    *(
+        Refusal(f"{sentence} has a domain that none is", change, field_of(path), "at most 253 characters", False)
+        for sentence, change, path in (
+            ("a taint", put("builder/tolerations/0/key", LONG_DOMAIN), "builder/tolerations/0/key"),
+            ("a place of pods", put(f"{PODS}/topologyKey", LONG_DOMAIN), f"{PODS}/topologyKey"),
+            ("a label of nodes", put(f"{NODES}/matchExpressions/0/key", LONG_DOMAIN), f"{NODES}/matchExpressions/0/key"),
+            (
+                "a label of pods",
+                put(f"{PODS}/labelSelector/matchLabels", {LONG_DOMAIN: "a"}),
+                f"{PODS}/labelSelector/matchLabels",
+            ),
+        )
+    ),
+    *(
+        Refusal(
+            f"a policy allows {address}",
+            put("builder/networkPolicy/allow", [{"cidr": address}]),
+            "spec.builder.networkPolicy.allow[0].cidr",
+            "metadata service",
+            False,
+        )
+        for address in ("100.100.100.200/32", "168.63.129.16/32", "169.254.170.0/24")
+    ),
 ]
 
 REFUSED_NAMES = [
@@ -2276,14 +2672,16 @@ def largest(spec: dict[str, Any]) -> None:
         # Pictures and names of classes are for one input and one output.
         del version["preprocessing"], version["postprocessing"], version["triton"]["labels"]
         version |= {"inputs": tensors[:16], "outputs": [tensors[16] | {"shape": [10]}, *tensors[17:]]}
-        del version["triton"]["accelerator"]
+        del version["triton"]["accelerator"], version["verification"]["parity"]["minimumCosine"]
+        del version["triton"]["instanceCount"], version["triton"]["instanceKind"]
+        version["triton"]["configOverrides"] = "instance_group [{ count: 1 }]\n".ljust(4096, "#")
         version["conversion"]["target"] = "TensorRT"
         version["architecture"]["parameters"] = {f"p{n}".ljust(64, "x"): "x" * 256 for n in range(32)}
-    spec["rollout"]["steps"] = [{"weight": n, "hold": "99999h99999m99999s"} for n in range(15)] + [{"weight": 100}]
+    spec["rollout"]["steps"] = [{"weight": n, "hold": "00010h00010m00010s"} for n in range(15)] + [{"weight": 100}]
     value = "(a|b)*" * 170
     rules_of([(f"x-{n}".ljust(256, "x"), value, "RegularExpression") for n in range(8)])(spec)
     query = "{{service}}+" * 170
-    spec["rollout"]["analysis"]["prometheus"] |= {"requests": query, "failures": query}
+    spec["rollout"]["analysis"]["prometheus"] |= {"requests": query, "failures": f"{query[:-1]}-"}
     spec["rollout"]["analysis"]["prometheus"]["metrics"] = [
         {"name": f"m{n}", "query": "{{stable}}+" * 186, "min": "-1e-99", "max": "1"} for n in range(8)
     ]

@@ -78,7 +78,7 @@ class World:
     plans: list[Plan] = field(default_factory=list)
     autoscalers: dict[str, Any] = field(default_factory=dict)
     policies: dict[str, Any] = field(default_factory=dict)
-    accuracies: dict[int, Accuracy] = field(default_factory=dict)
+    accuracies: dict[int | None, Accuracy] = field(default_factory=dict)
     """What the exports of a version find."""
     gates: dict[str, Any] = field(default_factory=dict)
     """What any export's summary says of the gates, passed or failed."""
@@ -148,12 +148,13 @@ class World:
             self.gathered = None
             return
         self.looks += 1
+        described: dict[str, Any] = {"life": self.life, "number": self.looks} | more
         batch = Batch(
             since,
             self.now,
             Tally(requests=stable[0], failures=stable[1]) if aim.stable is not None else Tally(),
             Tally(requests=canary[0], failures=canary[1], failed_executions=canary[1]),
-            **{"life": self.life, "number": self.looks} | more,
+            **described,
         )
         former = self.gathered.batches if self.gathered and self.gathered.epoch == aim.epoch else ()
         self.gathered = Gathered(aim.epoch, self.gathering_since, (*former, batch))

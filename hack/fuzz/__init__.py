@@ -1,0 +1,1 @@
+"""Looks for specs that the API server accepts and Perch cannot work with: `make fuzz`."""
