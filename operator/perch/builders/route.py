@@ -79,13 +79,12 @@ def build_route(
     grpc = [f"{GRPC_SERVICE}/{method}" for method in GRPC_METHODS]
     rest = rest_paths(model)
 
-    def backend(version: int, port: int) -> dict[str, Any]:
-        return {"group": "", "kind": "Service", "name": serving_name(identity.name, version), "port": port}
-
     def shared(paths: Iterable[str], port: int, shares: Mapping[int, int]) -> dict[str, Any]:
         return {
             "matches": [{"path": path} for path in _exact(paths)],
-            "backendRefs": [{**backend(version, port), "weight": weight} for version, weight in sorted(shares.items())],
+            "backendRefs": [
+                {**_backend(identity, version, port), "weight": weight} for version, weight in sorted(shares.items())
+            ],
             # A stream lives as long as its client wants: no limit of the gateway's own.
             "timeouts": {"request": "0s"},
             **changed(port),
@@ -102,7 +101,7 @@ def build_route(
         return {"filters": [WITHOUT_TYPE]} if port == HTTP else {}
 
     def mirrored(rule: dict[str, Any], port: int, version: int, percent: int) -> dict[str, Any]:
-        copies = {"backendRef": backend(version, port), "percent": percent}
+        copies = {"backendRef": _backend(identity, version, port), "percent": percent}
         return {**rule, "filters": [*rule.get("filters", []), {"type": MIRROR, "requestMirror": copies}]}
 
     def by_header(paths: Iterable[str], port: int, version: int, wanted: Sequence[HeaderMatch]) -> dict[str, Any]:
@@ -110,7 +109,7 @@ def build_route(
         matched = [{"type": "Exact", **h.model_dump(mode="json", exclude_none=True)} for h in wanted]
         return {
             "matches": [{"path": path, "headers": matched} for path in _exact(paths)],
-            "backendRefs": [{**backend(version, port), "weight": 1}],
+            "backendRefs": [{**_backend(identity, version, port), "weight": 1}],
             "timeouts": {"request": "0s"},
             **changed(port),
         }
@@ -123,45 +122,53 @@ def build_route(
     if mirror is not None and rehearsal:
         nobody = [HeaderMatch(name=REHEARSAL_HEADER, value=identity.uid)]
         rules += [mirrored(by_header(p[:1], port, mirror[0], nobody), port, *mirror) for p, port in ((grpc, GRPC), (rest, HTTP))]
+    gateway = {"group": "gateway.networking.k8s.io", "kind": "Gateway"}
+    parents = [{**gateway, **ref.model_dump(mode="json", by_alias=True, exclude_none=True)} for ref in routing.parent_refs]
+    return _route(identity, parents, list(routing.hostnames), rules)
+
+
+def build_weights_only(
+    identity: Identity, weights: Mapping[int, int], found: Mapping[str, Any], *, streams: int, keep: bool
+) -> dict[str, Any]:
+    """The route as it stands in the cluster (`found`, its spec) with other weights: nothing of it is new but numbers, so the API
+    server takes it whatever it refuses of the present spec, or of the rules that this release builds. An abort and a revert go
+    this way then.
+
+    `keep`: what stands there of header rules and mirrors stays; else it goes, for it leads to a canary on trial.
+    """
+    one_has_all = {version: 100 if version == streams else 0 for version in weights}
+    lots = draws_lots(found)
+
+    def numbered(rule: Mapping[str, Any]) -> Mapping[str, Any]:
+        refs = rule.get("backendRefs", [])
+        known = {version_of(identity.name, ref.get("name", "")): ref for ref in refs}
+        ours = [ref for version, ref in known.items() if version is not None]
+        if not ours:
+            return rule
+        shares, stream = (one_has_all, True) if _paths(rule) == (STREAM,) else (weights, False)
+        new = {
+            v: _backend(identity, v, ours[0]["port"]) | ({"filters": [_naming(v)]} if lots and not stream else {}) for v in shares
+        }
+        numbers = [{**(known.get(v) or new[v]), "weight": share} for v, share in sorted(shares.items())]
+        kept = [part for part in rule.get("filters", []) if keep or part.get("type") != MIRROR]
+        return {**rule, "backendRefs": numbers, **({"filters": kept} if "filters" in rule else {})}
+
+    found_rules = found.get("rules", [])
+    rules = [rule if _headers(rule) else numbered(rule) for rule in found_rules if keep or not _headers(rule)]
+    return _route(identity, found.get("parentRefs", []), found.get("hostnames", []), rules)
+
+
+def _backend(identity: Identity, version: int, port: int) -> dict[str, Any]:
+    return {"group": "", "kind": "Service", "name": serving_name(identity.name, version), "port": port}
+
+
+def _route(identity: Identity, parents: Sequence[Any], hostnames: Sequence[str], rules: Sequence[Any]) -> dict[str, Any]:
     return {
         "apiVersion": "gateway.networking.k8s.io/v1",
         "kind": "HTTPRoute",
         "metadata": build_metadata(identity, identity.name, child_labels(identity.name, "route")),
-        "spec": {
-            "parentRefs": [
-                {
-                    "group": "gateway.networking.k8s.io",
-                    "kind": "Gateway",
-                    **ref.model_dump(mode="json", by_alias=True, exclude_none=True),
-                }
-                for ref in routing.parent_refs
-            ],
-            "hostnames": list(routing.hostnames),
-            "rules": rules,
-        },
+        "spec": {"parentRefs": parents, "hostnames": hostnames, "rules": rules},
     }
-
-
-def build_weights_only(
-    identity: Identity, model: str, weights: Mapping[int, int], found: Mapping[str, Any], *, streams: int, keep: bool
-) -> dict[str, Any]:
-    """The route as it stands in the cluster (`found`, its spec) with other weights: nothing of it is new but numbers, so the API
-    server takes it whatever it refuses of the present spec. An abort and a revert go this way then.
-
-    `keep`: what stands there of header rules and mirrors stays; else it goes, for it leads to a canary on trial.
-    """
-    no_wish = Routing.model_construct(parent_refs=[], hostnames=[])
-    body = build_route(identity, no_wish, model, weights, streams=streams, lots=draws_lots(found))
-    rules = body["spec"]["rules"]
-    if keep:
-        fresh = {_paths(rule): rule["backendRefs"] for rule in rules}
-        known = [rule for rule in found.get("rules", []) if not _headers(rule)]
-        # Of a route of a former release the rules are others: then the trial is left out for once.
-        if {_paths(rule) for rule in known} == set(fresh):
-            rules = [{**rule, "backendRefs": fresh.get(_paths(rule), rule.get("backendRefs"))} for rule in known]
-            rules += [rule for rule in found["rules"] if _headers(rule)]
-    spec = {"parentRefs": found.get("parentRefs", []), "hostnames": found.get("hostnames", []), "rules": rules}
-    return {**body, "spec": spec}
 
 
 def draws_lots(spec: Mapping[str, Any]) -> bool:
@@ -196,7 +203,7 @@ def is_current(built: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
         return any(rule.get(part) and part not in wanted for part in NEVER_DEFAULTED)
 
     return matches(built, found) and not any(
-        extra(wanted, rule) or any(map(extra, wanted["backendRefs"], rule["backendRefs"]))
+        extra(wanted, rule) or any(map(extra, wanted.get("backendRefs", []), rule.get("backendRefs", [])))
         for wanted, rule in zip(built["rules"], found["rules"], strict=True)
     )
 

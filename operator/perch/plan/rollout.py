@@ -571,7 +571,7 @@ def _abort(trial: _Trial, reason: str, why: str) -> Progress:
         evidence=trial.evidence,
         aborted=(*trial.aborted, record),
         history=_add(trial.history, outcome),
-        verdict=_aborted_verdict(ctx, record, trial.rollout),
+        verdict=_aborted_verdict(ctx, record, trial.rollout, new=True),
         out=record,
     )
 
@@ -595,12 +595,21 @@ def _stands(ctx: Context, found: Aborted, canary: VersionStatus, rollout: Rollou
     )
 
 
-def _aborted_verdict(ctx: Context, record: Aborted, rollout: Rollout) -> Verdict:
+def _aborted_verdict(ctx: Context, record: Aborted, rollout: Rollout, *, new: bool = False) -> Verdict:
+    """`new`: this very pass aborts it, and writes the route."""
     stable = ctx.spec.traffic.stable
     serving, has = ctx.observed.servings.get(stable), ctx.present.get(record.version, 0)
-    goes = f"the traffic goes to version {stable}"
+    goes, way_out = f"the traffic goes to version {stable}", ""
     if has and not (serving is not None and serving.full):
         goes = f"but keeps {has} % of the traffic until enough pods of version {stable} are ready"
+    elif has and new:
+        goes = f"Perch moves its {has} % of the traffic to version {stable}"
+    elif has:
+        goes = f"but still has {has} % of the traffic, because the HTTPRoute could not be written yet"
+        way_out = (
+            ". Perch tries again. If Ready says that the API server refuses the HTTPRoute, allow that write or set the weights "
+            f"by hand: kubectl edit httproute {ctx.identity.name}"
+        )
     kept = ""
     if record.version in ctx.observed.servings and not share_places(ctx):
         until = parse_time(record.time) + parse_duration(rollout.inspect_for)
@@ -608,7 +617,7 @@ def _aborted_verdict(ctx: Context, record: Aborted, rollout: Rollout) -> Verdict
     return Verdict(
         "Stalled",
         record.reason,
-        f"version {record.version} was aborted, {goes}: {record.message}{kept}. Commit traffic "
+        f"version {record.version} was aborted, {goes}: {record.message}{way_out}{kept}. Commit traffic "
         f"{{stable: {stable}}} to end the release; move rollout.retryAt to try the same version again",
     )
 

@@ -133,9 +133,7 @@ def plan_route(
     weights = _bounded(ctx, {v: target.get(v, 0) for v in sorted(given | (set(ctx.observed.servings) - leaving))})
     model = ctx.spec.model_name or ctx.identity.name
     streams = _streams(ctx, weights)
-    steady = (
-        build_weights_only(ctx.identity, model, weights, route.spec, streams=streams, keep=trial is not None) if route else None
-    )
+    steady = build_weights_only(ctx.identity, weights, route.spec, streams=streams, keep=trial is not None) if route else None
 
     def build() -> dict[str, Any] | None:
         return build_route(

@@ -21,6 +21,7 @@ from perch.builders.route import (
     build_weights_only,
     draws_lots,
     is_current,
+    makes_copies,
     must_rehearse,
     read_weights,
     rest_paths,
@@ -187,8 +188,30 @@ def test_with_lots_each_backend_that_shares_traffic_names_its_version_in_the_ans
 @pytest.mark.parametrize("lots", [False, True])
 def test_other_weights_alone_leave_it_to_chance_as_it_stands(lots: bool) -> None:
     found = route(lots=lots)
-    changed = build_weights_only(IDENTITY, "digits", {1: 100, 2: 0}, found, streams=1, keep=True)["spec"]
+    changed = build_weights_only(IDENTITY, {1: 100, 2: 0}, found, streams=1, keep=True)["spec"]
     assert draws_lots(changed) is draws_lots(found) is lots
+    assert read_weights(changed, "digits") == {1: 100, 2: 0}
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["the trial ends", "the trial goes on"])
+def test_other_weights_alone_change_numbers_and_leave_rules_of_another_release_as_they_stand(keep: bool) -> None:
+    found = route(headers=(2, TESTERS), mirror=(2, 30))
+    former = found["rules"][0]
+    former["matches"].append({"path": {"type": "Exact", "value": "/of/another/release"}})
+    former["name"], former["backendRefs"] = "named", [{**former["backendRefs"][1], "weight": 100}]
+    foreign = {"matches": [{"path": {"type": "Exact", "value": "/shop"}}], "backendRefs": [{"name": "shop", "port": 80}]}
+    found["rules"].append(foreign)
+    changed = build_weights_only(IDENTITY, {1: 100, 2: 0}, found, streams=1, keep=keep)["spec"]
+    assert {k: v for k, v in changed.items() if k != "rules"} == {k: v for k, v in found.items() if k != "rules"}
+    rules = changed["rules"]
+    assert [(b["name"], b["port"], b["weight"]) for b in rules[0]["backendRefs"]] == [
+        ("digits-v1", 8001, 100),
+        ("digits-v2", 8001, 0),
+    ]
+    assert (rules[0]["name"], rules[0]["matches"]) == ("named", former["matches"])
+    assert foreign in rules
+    assert makes_copies(changed) is keep
+    assert any("headers" in match for rule in rules for match in rule["matches"]) is keep
     assert read_weights(changed, "digits") == {1: 100, 2: 0}
 
 

@@ -175,6 +175,42 @@ def test_a_route_that_is_refused_changes_its_weights_and_keeps_the_rest() -> Non
     assert world.ready_condition() == ("False", "ApplyFailed"), "the refusal is still told"
 
 
+def test_an_abort_whose_weights_are_refused_says_where_the_traffic_stays_and_what_to_do() -> None:
+    def refused() -> None:
+        decided = world.think()
+        world.plans.append(decided)
+        others = [a for a in decided.actions if not (isinstance(a, Apply) and a.body["kind"] == "HTTPRoute")]
+        for action in others:
+            world._do(action)
+        assert decided.status is not None
+        world.status = with_failures(decided.status, ["apply HTTPRoute digits: denied by a policy"], world.now)
+
+    def stalled() -> str:
+        found = world.status.condition("Stalled")
+        assert found is not None
+        return found.message
+
+    world = in_mid_rollout()
+    crash(world)
+    refused()
+    assert "version 2 was aborted, Perch moves its 50 % of the traffic to version 1: code 139" in stalled()
+    for _ in range(3):
+        refused()
+        assert (
+            "version 2 was aborted, but still has 50 % of the traffic, because the HTTPRoute could not be written yet"
+            in stalled()
+        )
+        assert "set the weights by hand: kubectl edit httproute digits" in stalled()
+        assert "denied by a policy" in message(world)
+    assert world.weights == {1: 50, 2: 50}
+    for _ in range(2):
+        world.step()
+        world.accept()
+    assert world.weights == {1: 100}
+    assert "version 2 was aborted, the traffic goes to version 1: code 139" in stalled()
+    assert "kubectl edit" not in stalled()
+
+
 def test_a_route_holds_as_many_backends_as_gateway_api_takes_and_a_rollback_goes_through() -> None:
     def released(stable: int, *versions: int) -> None:
         world.spec = spec(*versions, stable=stable, rollout={"steps": [{"weight": 100}], "scaleDownDelay": "24h"})
