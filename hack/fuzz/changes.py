@@ -26,7 +26,26 @@ _FEW = 3
 """Items of a list and keys of a map that are made or looked at: bounds of size have tests of their own."""
 
 ODD_TEXTS = (
-    *("", " ", "\t", "a\tb", "a\nb", "a\x00b", "a\x7fb", "\u00e9", "\u202e", "null", "true", "0", "-1", "1e99", "0.0", "NaN"),
+    *(
+        "",
+        " ",
+        "\t",
+        "a\tb",
+        "a\nb",
+        "a\x00b",
+        "a\x7fb",
+        "a\x87b",
+        "\u00e9",
+        "\U0001f426",
+        "\u202e",
+        "null",
+        "true",
+        "0",
+        "-1",
+        "1e99",
+        "0.0",
+        "NaN",
+    ),
     *("0s", "1s", "99999h", "0h0m0s", "..", ".", "/", "a/b", "*", "{}", "}{", "{{", "{{x}}", "$(HOME)", "localhost", "127.0.0.1"),
     *("http://localhost:9000", "http://127.0.0.1", "http://169.254.169.254", "https://10.0.0.256", "kubernetes.io/hostname"),
     *("::/0", "::ffff:10.0.0.0/104", "10.20.0.7/8", "fd00::/8", "2026-02-31T00:00:00Z", "system-node-critical", "A", "a" * 63),

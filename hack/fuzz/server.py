@@ -11,7 +11,7 @@ from tests.apiserver import ApiServer
 from devcluster import gobuild
 from fuzz.trial import Finding, children
 from perch.api import GROUP, KIND, VERSION
-from perch.kube import BY_KIND
+from perch.kube import APPLY, BY_KIND, as_yaml
 from perch.names import FIELD_MANAGER
 
 NAMESPACE = "vision"
@@ -60,9 +60,9 @@ class Judge:
         group, name = f"apis/{version}" if "/" in version else f"api/{version}", body["metadata"]["name"]
         answer = self.api.client.patch(
             f"/{group}/namespaces/{NAMESPACE}/{BY_KIND[body['kind']].plural}/{name}",
-            json=body,
+            content=as_yaml(body),
             params={"fieldManager": FIELD_MANAGER, "force": "true", "fieldValidation": "Strict", "dryRun": "All"},
-            headers={"Content-Type": "application/apply-patch+yaml"},
+            headers={"Content-Type": APPLY},
         )
         if not answer.is_success:
             raise Finding(f"the API server refuses {body['kind']} {name}: {answer.json().get('message', answer.text)}")

@@ -275,17 +275,14 @@ Image = Annotated[
         ),
     ),
 ]
-# A regular expression for each of 1000 labels would burst the cost budget; the exporter refuses other control characters.
+# Two rules: each has a cost budget of its own, and there may be 1000 labels.
 Label = Annotated[
     str,
     Field(
         min_length=1,
         max_length=128,
         json_schema_extra=_rules(
-            *(
-                (rf"!self.contains('{mark}')", "write a class's name on one line, without tabs and line breaks")
-                for mark in (r"\n", r"\t", r"\r")
-            ),
+            (r"!self.matches(r'\p{Cc}')", "write a class's name on one line, without tabs and other controls"),
             ("bytes(self).size() <= 128", "a class's name takes at most 128 bytes: write a shorter one"),
         ),
     ),
@@ -1127,6 +1124,12 @@ class Version(Model):
                 "!has(self.verification) || !has(self.verification.parity) || !has(self.verification.parity.minimumCosine) || "
                 "self.outputs.exists(o, o.dataType in ['FP32', 'FP16'] && o.shape.exists(d, d != 1))",
                 "no output is a vector of FP32 or FP16, which alone have a cosine: remove minimumCosine",
+                ".verification.parity",
+            ),
+            (
+                "!has(self.verification) || !has(self.verification.parity) || !has(self.verification.parity.minimumCosine) || "
+                "!self.verification.parity.minimumCosine.matches('^0([.]0*)?$')",
+                'a cosine of 0 accepts nearly any answer: give one above 0, such as "0.9", or remove it',
                 ".verification.parity",
             ),
             (
@@ -1993,7 +1996,12 @@ class EnvVar(Model):
         description="Name of the variable.",
         json_schema_extra=_refusal("write the name of a variable: a letter or '_' first, then letters, digits and '_'"),
     )
-    value: str | None = Field(None, max_length=4096, description="Its value.")
+    value: str | None = Field(
+        None,
+        max_length=4096,
+        description="Its value.",
+        json_schema_extra=_rules((r"!self.matches(r'\x00')", "a variable cannot hold the character 0: remove it")),
+    )
     value_from: EnvValueSource | None = Field(None, description="Where its value comes from.")
 
 

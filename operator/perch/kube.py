@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from perch.foreign import clean
 from perch.names import FIELD_MANAGER
 
 TIMEOUT_SECONDS = 20
+APPLY = "application/apply-patch+yaml; charset=utf-8"
 WATCH_SECONDS = 290
 """A watch ends on the server's side after this time and goes on where it was: no silent freeze lasts longer."""
 
@@ -79,6 +81,15 @@ def refusal(status: int, text: str) -> ApiError:
         return ApiError(status, "Unreadable", clean(text))
     causes = tuple(c.get("reason", "") for c in (body.get("details") or {}).get("causes") or ())
     return ApiError(status, body.get("reason", ""), clean(body.get("message", text)), causes)
+
+
+def as_yaml(content: Mapping[str, Any]) -> bytes:
+    """JSON that a reader of YAML takes too, for that is how the API server reads what is applied.
+
+    YAML knows no surrogates, by which JSON escapes an emoji in a class's name, and no bare control characters.
+    """
+    text = json.dumps(content, ensure_ascii=False)
+    return re.sub("[\x7f-\uffff]", lambda found: f"\\u{ord(found[0]):04x}", text).encode()
 
 
 class Kube:
@@ -160,8 +171,8 @@ class Kube:
             "PATCH",
             kind.path(metadata["namespace"], metadata["name"]),
             query={"fieldManager": FIELD_MANAGER, "force": "true"},
-            body={**body, "metadata": metadata},
-            content_type="application/apply-patch+yaml",
+            body=as_yaml({**body, "metadata": metadata}),
+            content_type=APPLY,
         )
 
     async def patch(

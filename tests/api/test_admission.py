@@ -2238,6 +2238,8 @@ REFUSED_WHEN_CREATED = [
         for sentence, label, says in (
             ("a tab", "cat\tdog", "without tabs"),
             ("a carriage return", "cat\r", "without tabs"),
+            ("an escape", "\x1b[31mcat", "without tabs"),
+            ("a control of the second kind", "cat\x87", "without tabs"),
             ("128 letters of three bytes", "\u732b" * 128, "at most 128 bytes"),
         )
     ),
@@ -2432,6 +2434,20 @@ REFUSED_WHEN_CREATED = [
         drop("runtime/env/0/value"),
         "spec.runtime.env[0].value",
         "give value or valueFrom",
+        False,
+    ),
+    Refusal(
+        "a variable holds the character 0",
+        put("runtime/env/0/value", "a\x00b"),
+        "spec.runtime.env[0].value",
+        "the character 0: remove it",
+        False,
+    ),
+    Refusal(
+        "vectors may point anywhere",
+        put("versions/0/verification/parity/minimumCosine", "0.0"),
+        PARITY,
+        "give one above 0",
         False,
     ),
     Refusal(

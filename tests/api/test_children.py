@@ -11,7 +11,7 @@ from perch.builders.autoscaler import build_autoscaler
 from perch.builders.jobs import build_cleanup_job, build_export_job
 from perch.builders.network import build_export_policy
 from perch.builders.serving import build_budget, build_deployment, build_service
-from perch.kube import BY_KIND
+from perch.kube import APPLY, BY_KIND, Kube, as_yaml
 from perch.names import FIELD_MANAGER, artifact_revision
 from perch.observed import Identity, Installation, matches
 from tests.api.test_admission import autoscaled_spec, full_spec
@@ -32,9 +32,9 @@ def apply(api: ApiServer, body: dict[str, Any], **parameters: str) -> dict[str, 
     kind, name = BY_KIND[body["kind"]].plural, body["metadata"]["name"]
     answer = api.client.patch(
         f"/{group}/namespaces/default/{kind}/{name}",
-        json=body,
+        content=as_yaml(body),
         params={"fieldManager": FIELD_MANAGER, "force": "true", "fieldValidation": "Strict", **parameters},
-        headers={"Content-Type": "application/apply-patch+yaml"},
+        headers={"Content-Type": APPLY},
     )
     assert answer.is_success, answer.text
     stored: dict[str, Any] = answer.json()
@@ -66,6 +66,33 @@ def test_pods_and_jobs_with_everything_that_a_spec_can_say_are_valid(api: ApiSer
             build_cleanup_job(IDENTITY, spec, entry.version, revision, INSTALLATION),
         ):
             assert apply(api, built, dryRun="All")["kind"] == built["kind"]
+
+
+@pytest.mark.parametrize(
+    "text", ["\U0001f426 perch", "bell \a", "escape \x1b[31m", "delete \x7f", "\x87", "\u2028", 'a \\ud83d "'], ids=ascii
+)
+async def test_whatever_characters_a_spec_holds_the_operator_writes_them(
+    api: ApiServer, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An apply is read as YAML, which takes fewer characters and escapes than JSON."""
+    asked = full_spec()
+    asked["versions"][1]["architecture"]["parameters"]["text"] = asked["runtime"]["env"][0]["value"] = text
+    spec = Spec.model_validate(asked)
+    entry = spec.versions[1]
+    revision = artifact_revision(entry)
+    job = build_export_job(IDENTITY, spec, entry, revision, INSTALLATION)
+    deployment = build_deployment(IDENTITY, spec, entry, revision, "sha256:" + "0" * 64, INSTALLATION)
+    monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig))
+    kube = await Kube.connect()
+    try:
+        for built in (job, deployment):
+            stored = await kube.apply(built)
+            assert matches(built["spec"]["template"]["metadata"], stored["spec"]["template"]["metadata"])
+            await kube.delete(BY_KIND[built["kind"]], "default", built["metadata"]["name"])
+        triton = stored["spec"]["template"]["spec"]["containers"][0]
+        assert {"name": "PLAIN", "value": text} in triton["env"]
+    finally:
+        await kube.close()
 
 
 def test_a_network_policy_is_valid_and_stored_as_it_was_built(api: ApiServer) -> None:
