@@ -316,20 +316,21 @@ class Reconciler:
     def _decide(
         self, obj: Mapping[str, Any], identity: Identity, before: Status, now: datetime, *, namespace_terminating: bool = False
     ) -> Plan:
-        try:
-            spec = Spec.model_validate(obj["spec"])
-        except ValidationError as error:
-            if identity.deleting_since is not None and FINALIZER in identity.finalizers:
-                return Plan((SetFinalizer(False),), before)
-            return plan_invalid(identity, before, say_invalid(error, "spec"), now)
         key = (identity.namespace, identity.name)
         observed = replace(
             observe(self.cache, key, identity.uid),
             gathered=self.gatherer.gathered(key),
             watching_since=self.cache.watching_since(key[0]),
             namespace_terminating=namespace_terminating,
-            claims=claims(self.cache, key, spec.routing, self._objects),
         )
+        try:
+            spec = Spec.model_validate(obj["spec"])
+        except ValidationError as error:
+            if identity.deleting_since is not None:
+                return Plan((SetFinalizer(False),) if FINALIZER in identity.finalizers else (), before)
+            why = say_invalid(error, "spec")
+            return plan_invalid(identity, obj["spec"], why, before, observed, self._installation, now)
+        observed = replace(observed, claims=claims(self.cache, key, spec.routing, self._objects))
         return plan(identity, spec, before, observed, self._installation, now)
 
     def _schedule(self, key: Key, decided: Plan, outcome: Outcome) -> None:

@@ -83,6 +83,8 @@ class Facts:
     """The Gateway takes turns between stable and canary, and draws no lots."""
     gateway_api: bool = True
     removable: tuple[int, ...] = ()
+    invalid: str | None = None
+    """Why the spec cannot be read as a whole, and what goes on."""
 
 
 def build_conditions(
@@ -111,6 +113,8 @@ def build_conditions(
 
 def judge(facts: Facts) -> Verdict:
     """The one sentence about the whole: what is broken first, then what is under way, then that all is well."""
+    if facts.invalid is not None:
+        return Verdict("Stalled", "InvalidSpec", facts.invalid)
     pair = [] if facts.complete else [facts.stable]
     pair += [facts.canary] if facts.canary and not facts.aborted else []
     for version in pair:

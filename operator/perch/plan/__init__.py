@@ -19,9 +19,11 @@ from perch.names import FINALIZER, serving_name
 from perch.observed import Identity, Installation, Observed
 from perch.plan.context import Action, Apply, Context, Delete, Label, Plan, Scale, SetFinalizer, say_invalid
 from perch.plan.exports import known_export, plan_export, plan_export_policy
+from perch.plan.invalid import plan_invalid
 from perch.plan.removal import plan_deletion, plan_removed
 from perch.plan.rollout import (
     Progress,
+    abort_to_record,
     aborted_before,
     as_it_stands,
     canary_replicas,
@@ -107,7 +109,7 @@ def plan(identity: Identity, spec: Spec, status: Status, observed: Observed, ins
         tuple(ctx.events),
         ctx.wake_at,
         progress.aim,
-        _first(status, progress),
+        abort_to_record(status, progress),
         bool(observed.claims) and conflict is not None,
         (*observed.unreadable, *ctx.faults),
     )
@@ -131,20 +133,6 @@ def _serve(ctx: Context, entry: Version, exported: VersionStatus, wanted: int | 
 
 def _still_known(ctx: Context) -> list[VersionStatus]:
     return [known for known in ctx.status.versions if known.version not in {e.version for e in ctx.spec.versions}]
-
-
-def plan_invalid(identity: Identity, status: Status, message: str, now: datetime) -> Plan:
-    """A spec that this operator cannot read: say so, and touch nothing that serves."""
-    conditions = build_conditions(message, status.conditions, now, generation=identity.generation)
-    new = status.model_copy(update={"observed_generation": identity.generation, "conditions": conditions})
-    return Plan((), new)
-
-
-def _first(status: Status, progress: Progress) -> Status | None:
-    """An abort is known before it is done: half done and forgotten, it would give the canary its traffic back."""
-    if progress.out is None or progress.out in status.aborted:
-        return None
-    return status.model_copy(update={"aborted": list(progress.aborted), "history": list(progress.history)})
 
 
 def _sets_weights(action: Action) -> bool:

@@ -21,6 +21,7 @@ from perch.api import (
     OnInconclusive,
     Outcome,
     Rollout,
+    Status,
     StepStatus,
     VersionStatus,
 )
@@ -167,6 +168,28 @@ def decide_rollout(ctx: Context, exported: dict[int, VersionStatus]) -> Progress
         dropped if gate is not None and gate.on_failure == "Block" else None,
     )
     return _proceed(_note_readiness(trial))
+
+
+def decide_held(ctx: Context) -> Progress:
+    """The canary of a spec that cannot be read as a whole: it keeps what it has, gains nothing, and is judged."""
+    traffic, rollout = ctx.spec.traffic, ctx.spec.rollout
+    kept, history = tuple(ctx.status.aborted), _ended(ctx)
+    canary = ctx.status.of(traffic.canary) if traffic.canary is not None else None
+    if canary is None or rollout is None:
+        return replace(as_it_stands(ctx), history=history)
+    out = next((a for a in kept if (a.version, a.artifact_revision) == (canary.version, canary.artifact_revision)), None)
+    if out is not None:
+        verdict = _aborted_verdict(ctx, out, rollout)
+        return Progress(aborted=kept, history=history, out=out, evidence=ctx.status.evidence, verdict=verdict)
+    held = _hold(ctx, rollout, canary, kept, history)
+    return held if held.step is not None or held.out is not None else replace(held, share=ctx.present.get(canary.version, 0))
+
+
+def abort_to_record(status: Status, progress: Progress) -> Status | None:
+    """An abort is known before it is done: half done and forgotten, it would give the canary its traffic back."""
+    if progress.out is None or progress.out in status.aborted:
+        return None
+    return status.model_copy(update={"aborted": list(progress.aborted), "history": list(progress.history)})
 
 
 def aborted_before(ctx: Context, progress: Progress) -> list[Aborted]:

@@ -163,6 +163,17 @@ def plan_route(
     return weights
 
 
+def plan_numbers(ctx: Context, target: Mapping[int, int], *, keep: bool) -> None:
+    """Write these weights onto the route as it stands, and nothing else. `keep`: see `build_weights_only`."""
+    route = ctx.observed.route
+    if route is None:
+        return
+    weights = _bounded(ctx, {v: target.get(v, 0) for v in sorted({*route.weights, *target})})
+    body = build_weights_only(ctx.identity, weights, route.spec, streams=_streams(ctx, weights), keep=keep)
+    if not is_current(body["spec"], route.spec):
+        ctx.actions.append(Apply(body, route.resource_version))
+
+
 def _lots(route: RouteFacts | None) -> bool:
     """While a Gateway has not answered yet, what stands stays."""
     if route is None:

@@ -15,17 +15,19 @@ from unittest.mock import patch
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from perch.api import Status
+from perch.api import Spec, Status
 from perch.builders.route import MOST_BACKENDS
 from perch.cache import Cache
 from perch.kube import DEPLOYMENT, JOB, POD, ROUTE
 from perch.names import LABEL_COMPONENT, LABEL_OWNER, LABEL_VERSION
 from perch.observe import observe
 from perch.observed import JobState, PodTrouble
-from perch.plan import Apply, Label, Plan, plan
+from perch.plan import Apply, Label, Plan, plan, plan_invalid
 from perch.status import with_failures, with_faults
 
+from .fake_api import Leader, Store, settle
 from .test_rollout import commit, go_through, message, releasing, rollout, until_accepted
 from .world import INSTALLATION, START, World, entry, spec
 
@@ -583,3 +585,109 @@ def test_after_a_retry_only_new_crashes_count_whatever_the_nodes_clock_says(ahea
     world.servings[2] = replace(world.servings[2], trouble=pods[0], other_troubles=(again,))
     world.step()
     assert [a.message for a in world.status.aborted] == [pods[1].message]
+
+
+UNREADABLE = ("versions", "rollout", "runtime", "routing", "builder", "repository", "tomorrow")
+
+
+def unread(world: World, part: str, **change: Any) -> Plan:
+    """A pass over a spec of which this operator cannot read a part."""
+    raw = world.spec.model_dump(mode="json", by_alias=True, exclude_none=True) | change
+    raw[part] = [{"tomorrow": 1}] if part == "versions" else {"tomorrow": 1}
+    with pytest.raises(ValidationError):
+        Spec.model_validate(raw)
+    why = f"spec.{part}.tomorrow: not known"
+    decided = plan_invalid(world.identity, raw, why, world.status, world.observe(), INSTALLATION, world.now)
+    world.plans.append(decided)
+    for action in decided.actions:
+        assert isinstance(action, Apply)
+        assert is_known(world, action), "nothing but numbers is new"
+        world._do(action)
+    assert decided.status is not None
+    world.status = Status.model_validate(decided.status.model_dump(by_alias=True, mode="json"))
+    assert world.ready_condition() == ("False", "InvalidSpec")
+    assert message(world).startswith(why)
+    return decided
+
+
+@pytest.mark.parametrize("part", [*UNREADABLE, "traffic"])
+@pytest.mark.parametrize("happens", [fail_everything, crash])
+def test_a_canary_is_cut_off_whatever_of_the_spec_cannot_be_read(part: str, happens: Callable[[World], None]) -> None:
+    world = in_mid_rollout()
+    unread(world, part)
+    for _ in range(8):
+        happens(world)
+        unread(world, part)
+        world.accept()
+    assert world.weights == {1: 100}
+    assert [a.version for a in world.status.aborted] == [2]
+    assert "version 2 was aborted, the traffic goes to version 1" in message(world)
+    for _ in range(3):
+        world.step()
+        world.accept()
+    assert world.weights == {1: 100}, "and it stays out when the spec can be read again"
+    assert len(world.status.history) == 1
+
+
+@pytest.mark.parametrize("part", UNREADABLE)
+def test_a_revert_is_done_whatever_else_of_the_spec_cannot_be_read(part: str) -> None:
+    world = in_mid_rollout()
+    for _ in range(2):
+        unread(world, part, traffic={"stable": 1})
+        world.accept()
+    assert world.weights == {1: 100}
+    assert [h.outcome for h in world.status.history] == ["Superseded"]
+    accepted = world.status.condition("TrafficAccepted")
+    assert accepted is not None
+    assert accepted.status == "True"
+
+
+@pytest.mark.parametrize("part", [*UNREADABLE, "traffic"])
+def test_what_serves_goes_on_while_a_spec_cannot_be_read_and_the_rollout_after_it(part: str) -> None:
+    world = in_mid_rollout()
+    before = (world.status.step, world.status.evidence)
+    unread(world, part)
+    seen = world.status
+    for _ in range(3):
+        decided = unread(world, part)
+        assert decided.actions == ()
+        assert world.status == seen, "nothing is written when nothing changed"
+    assert (world.weights, (world.status.step, world.status.evidence)) == ({1: 50, 2: 50}, before)
+    assert "version 2 keeps 50 % and is judged" in message(world)
+    go_through(world, 700)
+    until_accepted(world, 100)
+    assert world.weights == {2: 100}
+
+
+def test_a_spec_that_cannot_be_read_gives_nobody_traffic_that_has_not_the_pods_for_it() -> None:
+    world = releasing(steps=[{"weight": 20, "hold": "10m"}, {"weight": 100}], runtime={"replicas": 4})
+    until_accepted(world, 20)
+    for traffic in ({"stable": 2}, {"stable": 3}, {"stable": 2, "canary": 1}):
+        unread(world, "builder", traffic=traffic)
+        assert world.weights == {1: 80, 2: 20}
+
+
+def test_a_first_spec_that_cannot_be_read_is_said() -> None:
+    decided = unread(World(spec(1)), "traffic")
+    assert decided.actions == ()
+
+
+async def test_the_loop_cuts_a_canary_off_under_a_spec_that_it_cannot_read() -> None:
+    store = Store()
+    store.commit(spec(1, 2))
+    leader = Leader(store, lambda: START)
+    await settle(store, leader)
+    store.commit(spec(1, 2, traffic={"stable": 1, "canary": 2}, rollout=rollout(steps=STEPS)))
+    await settle(store, leader)
+    assert store.weights[-1] == {"digits-v1": 50, "digits-v2": 50}
+    written = store.get("ModelDeployment", "digits")
+    store.put("ModelDeployment", "digits", {**written, "spec": {**written["spec"], "tomorrow": 1}})
+    await settle(store, leader)
+    assert store.weights[-1] == {"digits-v1": 50, "digits-v2": 50}
+    store.crash(2, START)
+    await leader.work(3)
+    assert store.weights[-1] == {"digits-v1": 100}
+    assert [a["reason"] for a in store.status["aborted"]] == ["CrashLoop"]
+    (stalled,) = [c for c in store.status["conditions"] if c["type"] == "Stalled"]
+    assert stalled["reason"] == "InvalidSpec"
+    assert "version 2 was aborted" in stalled["message"]
