@@ -35,7 +35,7 @@ T = TypeVar("T")
 OVERLAP = "RouteRulesOverlap"
 NO_ROUTE = "9"
 """In place of a time of creation: after all of those."""
-_ROUTE_NAME = re.compile(r"HTTPRoute ([-.a-z0-9]+/[-.a-z0-9]+)")
+_ROUTE_NAME = re.compile(r"(?:HTTPRoute |(?=GRPCRoute ))((?:GRPCRoute )?[-.a-z0-9]+/[-.a-z0-9]+)")
 LOOP = timedelta(minutes=10)
 """A run that lasted so long is not part of a crash loop: the kubelet then begins its back-off anew, too."""
 SERIOUSNESS = ("GoldenMismatch", "OutOfMemory", "CrashLoop", "Unschedulable", "NotReady")
@@ -311,7 +311,7 @@ def _meet(ours: Iterable[Raw], namespace: str, theirs: Iterable[Raw], their_name
 
 
 def _overlaps(parents: Iterable[Raw]) -> tuple[str, ...]:
-    """HTTPRoutes that a Gateway calls in the way of this one, as Envoy Gateway does."""
+    """Routes that a Gateway calls in the way of this one, as Envoy Gateway does: of HTTPRoutes the name alone."""
     said = [
         c.get("message", "") for p in parents for c in p.get("conditions", []) if c["type"] == OVERLAP and c["status"] == "True"
     ]

@@ -150,7 +150,7 @@ class RouteFacts:
     """Envoy Gateway answers for every Gateway that is named; None where not all have answered, and nobody else has."""
     created: str = ""
     overlaps: tuple[str, ...] = ()
-    """`namespace/name` of HTTPRoutes that ask for the same requests, by a Gateway's own word."""
+    """`namespace/name` of HTTPRoutes that ask for the same requests, by a Gateway's own word; GRPCRoutes with their kind."""
 
 
 @dataclass(frozen=True)

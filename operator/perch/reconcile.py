@@ -135,10 +135,15 @@ class Reconciler:
         if known is None or not older(obj, known):
             self._objects[key] = dict(obj)
         self.queue.add(key)
+        if known is not None and known["metadata"].get("generation") != obj["metadata"].get("generation"):
+            self._wake_contesting()
 
     def _wake(self, owner: Key) -> None:
         """A child of the owner changed. It may be the route that others wait for."""
         self.queue.add(owner)
+        self._wake_contesting()
+
+    def _wake_contesting(self) -> None:
         for key in self._contesting:
             self.queue.add(key)
 
@@ -153,6 +158,7 @@ class Reconciler:
             del self._objects[key]
             self._errors.pop(key, None)
             self._contesting.discard(key)
+            self._wake_contesting()
             self.queue.no_deadline(key)
             self.gatherer.aim(key, None)
 

@@ -106,9 +106,10 @@ def host_conflict(ctx: Context) -> str | None:
     known = {claim.owner for claim in ctx.observed.claims}
     strangers = [name for name in (route.overlaps if route else ()) if name not in known]
     if strangers:
+        names = " and ".join(name if name.startswith("GRPCRoute") else f"HTTPRoute {name}" for name in strangers)
         return (
-            f"the Gateway says that HTTPRoute {' and '.join(strangers)} asks for the same requests, and the older route gets "
-            "them: change the host name here or there"
+            f"the Gateway says that {names} {'ask' if len(strangers) > 1 else 'asks'} for the same requests, and the older route "
+            "gets them: change the host name here or there"
         )
     return None
 

@@ -13,8 +13,9 @@ from perch.cache import Cache
 from perch.names import child_labels
 from perch.observe import claims, route_facts
 from perch.observed import Claim
+from perch.reconcile import Reconciler
 
-from .world import World, entry, spec
+from .world import INSTALLATION, World, entry, spec
 
 KEY = ("vision", "digits")
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -148,26 +149,44 @@ def test_a_stranger_that_the_gateway_calls_in_the_way_is_named() -> None:
     world = World(spec(1))
     world.settle()
     assert world.route is not None
-    world.route = replace(world.route, overlaps=("shop/front", "other/cats"))
+    world.route = replace(world.route, overlaps=("GRPCRoute shop/calls", "shop/front", "other/cats"))
     world.claims = (replace(CLAIM, created="2027-01-01T00:00:00Z", held=True),)
     world.route = replace(world.route, created="2025-01-01T00:00:00Z")
     world.settle()
     assert told(world) == (
         "False",
         "HostnameConflict",
-        "the Gateway says that HTTPRoute shop/front asks for the same requests, and the older route gets them: change the host "
-        "name here or there",
+        "the Gateway says that GRPCRoute shop/calls and HTTPRoute shop/front ask for the same requests, and the older route gets "
+        "them: change the host name here or there",
     )
 
 
 def test_what_a_gateway_says_of_overlaps_is_read() -> None:
-    message = "Overlapping match conditions with route(s): HTTPRoute shop/front, HTTPRoute other/cats"
+    message = "Overlapping match conditions with route(s): GRPCRoute shop/calls, HTTPRoute shop/front, HTTPRoute other/cats"
     conditions = [{"type": "RouteRulesOverlap", "status": "True", "reason": "RouteRulesOverlap", "message": message}]
     body = {
         "metadata": {"name": "digits", "namespace": "vision", "generation": 1, "resourceVersion": "1", "creationTimestamp": "x"},
         "spec": {"parentRefs": [GATEWAY], "rules": []},
         "status": {"parents": [{"parentRef": GATEWAY, "conditions": conditions}]},
     }
-    assert route_facts(body, "digits").overlaps == ("other/cats", "shop/front")
+    assert route_facts(body, "digits").overlaps == ("GRPCRoute shop/calls", "other/cats", "shop/front")
     conditions[0]["status"] = "False"
     assert route_facts(body, "digits").overlaps == ()
+
+
+@pytest.mark.parametrize("deleted", [True, False], ids=["goes", "takes another name"])
+async def test_who_waits_for_a_name_is_woken_when_the_other_one_goes_or_changes_and_not_by_its_status(deleted: bool) -> None:
+    def other(generation: int) -> dict[str, Any]:
+        meta = {"namespace": "other", "name": "cats", "uid": "u", "resourceVersion": str(generation), "generation": generation}
+        return {"metadata": meta, "spec": {}}
+
+    reconciler = Reconciler(cast(Any, None), INSTALLATION, (), lambda: NOON)
+    reconciler.see(other(1), deleted=False)
+    assert await reconciler.queue.take() == ("other", "cats")
+    reconciler.queue.done(("other", "cats"))
+    reconciler._contesting.add(KEY)
+    reconciler.see(other(1), deleted=False)
+    assert await reconciler.queue.take() == ("other", "cats")
+    assert not reconciler.queue._waiting, "a status of the other one's says nothing of its names"
+    reconciler.see(other(2), deleted=deleted)
+    assert KEY in reconciler.queue._waiting
