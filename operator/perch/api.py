@@ -2402,19 +2402,15 @@ class Spec(Model):
                 ".runtime",
             ),
             (
-                f"({_has_gpu('self.runtime')}) || !self.versions.exists(v, has(v.triton) && (has(v.triton.instanceKind) && "
-                "v.triton.instanceKind == 'GPU' || has(v.triton.configOverrides) && "
-                "v.triton.configOverrides.contains('KIND_GPU')))",
+                # Of versions in traffic alone: whatever else is listed, the revert that takes one out passes.
+                f"({_has_gpu('self.runtime')}) || has(self.runtime) && has(self.runtime.env) && "
+                "self.runtime.env.exists(e, e.name == 'NVIDIA_VISIBLE_DEVICES') || !self.versions.exists(v, "
+                "(v.version == self.traffic.stable || has(self.traffic.canary) && v.version == self.traffic.canary) && "
+                "has(v.triton) && (has(v.triton.instanceKind) && v.triton.instanceKind == 'GPU' || "
+                "has(v.triton.configOverrides) && v.triton.configOverrides.contains('KIND_GPU')))",
                 "instances on a GPU need one: set runtime.resources.limits to {nvidia.com/gpu: 1}, or what a share of a GPU is "
                 "called there, or remove triton.instanceKind: GPU",
                 ".runtime",
-            ),
-            (
-                "!has(self.repository.caBundleConfigMapRef) || !has(self.repository.endpoint) || "
-                "self.repository.endpoint.startsWith('https') || "
-                "self.versions.exists(v, has(v.checkpoint.endpoint) && v.checkpoint.endpoint.startsWith('https'))",
-                "the endpoints are http, where nothing is signed by an authority: write https, or remove caBundleConfigMapRef",
-                ".repository.caBundleConfigMapRef",
             ),
             (
                 "!has(self.rollout) || !has(self.rollout.surge) || self.rollout.surge != 'WithinReplicas' || "

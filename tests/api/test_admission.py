@@ -95,6 +95,11 @@ def entry(version: int) -> dict[str, Any]:
     }
 
 
+def less_triton(whole: dict[str, Any], *without: str) -> dict[str, Any]:
+    """The entry, less these fields of triton."""
+    return {**whole, "triton": {key: value for key, value in whole["triton"].items() if key not in without}}
+
+
 def own_entry(version: int) -> dict[str, Any]:
     """A version with a network of the user's own, which excludes one known by name."""
     architecture = {
@@ -2147,16 +2152,6 @@ REFUSED_WHEN_CREATED = [
             ("its own data set", "verification/accuracy/dataset/uri"),
         )
     ),
-    Refusal(
-        "authorities are given and nothing is signed",
-        both(
-            put("versions/0/checkpoint/endpoint", "http://s3.elsewhere"),
-            put("versions/1/checkpoint/endpoint", "http://s3.elsewhere"),
-        ),
-        "spec.repository.caBundleConfigMapRef",
-        "write https, or remove caBundleConfigMapRef",
-        False,
-    ),
     *(
         Refusal(
             f"a detection model is judged by {gate}",
@@ -2603,6 +2598,26 @@ ALLOWED_CHANGES: list[tuple[str, Change]] = [
         for change in (both(),)
     ),
     ("TensorRT runs on a device that is claimed", NO_GPU),
+    (
+        "a version for GPUs is listed, and none is in traffic",
+        both(
+            both(NO_GPU, NO_CLAIMS, NO_CANARY, lambda s: s["versions"].pop(0)),
+            lambda s: s["versions"].extend(
+                [less_triton(entry(3), "accelerator"), less_triton(entry(4), "accelerator", "instanceKind")]
+            ),
+            put("traffic/stable", 4),
+            lambda s: s["versions"].pop(0),
+        ),
+    ),
+    (
+        "a GPU is seen by the container runtime alone",
+        both(
+            both(NO_GPU, NO_CLAIMS, NO_CANARY),
+            put("versions", [less_triton(entry(3), "accelerator")]),
+            put("traffic/stable", 3),
+            lambda s: s["runtime"]["env"].append({"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}),
+        ),
+    ),
     (
         "labels, priority and spreading go",
         both(drop("runtime/labels"), drop("runtime/priorityClassName"), drop(SPREAD[5:].replace(".", "/"))),
