@@ -16,6 +16,7 @@ LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_OWNER = f"{GROUP}/model-deployment"
 LABEL_VERSION = f"{GROUP}/version"
 LABEL_COMPONENT = f"{GROUP}/component"
+FOUND_BY = (LABEL_MANAGED_BY, LABEL_OWNER, LABEL_VERSION, LABEL_COMPONENT)
 SELECTOR = f"{LABEL_MANAGED_BY}={FIELD_MANAGER},{LABEL_OWNER}"
 
 ANNOTATION_REVISION = f"{GROUP}/artifact-revision"
@@ -128,7 +129,10 @@ def pod_selector(name: str, version: int) -> dict[str, str]:
 
 
 def labels_of(kind: str, name: str, child: str) -> dict[str, str]:
-    """The labels of a child, from its kind and name; empty for a name that Perch gives no child."""
+    """The labels by which a child is found, from its kind and name; empty for a name that Perch gives no child.
+
+    Others are not among them: a release that adds a label would patch every child of the cluster at once.
+    """
     component, version = None, version_of(name, child)
     if kind == "Job" and (export := export_of(name, child)):
         component, version = "export", export[0]
@@ -140,4 +144,5 @@ def labels_of(kind: str, name: str, child: str) -> dict[str, str]:
         component = "export"
     elif kind in ("Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler") and version is not None:
         component = "triton"
-    return child_labels(name, component, version) if component else {}
+    labels = child_labels(name, component, version) if component else {}
+    return {label: value for label, value in labels.items() if label in FOUND_BY}
