@@ -2,6 +2,8 @@
 
 Prints the tables of docs/benchmarks.md, and fails where canaries may be aborted by mistake more often than alpha allows.
 
+Twins: whole rollouts of a version beside its twin through the planner, where an assumption is strained (bench.nulls).
+
 False aborts: whole rollouts of canaries that are no worse than tolerated, looked at every 3 s. Every look writes the text that
 each Triton pod would have answered, and it goes through the operator's own parser, difference and judge. Requests, errors, bursts
 of errors that hit both versions, restarts and the moments at which pods are read are drawn at random.
@@ -15,13 +17,15 @@ import math
 import multiprocessing
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench import nulls, times
+from bench.triton import triton_text
 from perch.api import Analysis, Evidence, Tally
 from perch.counters import MAX_SKEW, PodScrape, Scrape, difference, parse_counters
 from perch.evidence import Batch
@@ -110,30 +114,6 @@ class Pod:
             counts[4] = -1
         text = triton_text(self.version, *(int(c) for c in counts))
         return PodScrape(f"pod-{self.version}-{self.replica}/{seen}", self.version, parse_counters(text, "digits", self.version))
-
-
-def triton_text(
-    version: int, succeeded: int, failed: int, cancelled: int, microseconds: int, executions: int | None = None, rejected: int = 0
-) -> str:
-    """As Triton 2.51 writes it, in part, with another model's lines between. executions: as many as requests if omitted; below
-    0: not counted."""
-    mine = f'model="digits",version="{version}"'
-    executed = succeeded + failed if executions is None else executions
-    return (
-        "# HELP nv_inference_request_success Number of successful inference requests, all batch sizes\n"
-        "# TYPE nv_inference_request_success counter\n"
-        f"nv_inference_request_success{{{mine}}} {succeeded}\n"
-        'nv_inference_request_success{model="letters",version="1"} 7\n'
-        "# TYPE nv_inference_request_failure counter\n"
-        f'nv_inference_request_failure{{model="digits",reason="BACKEND",version="{version}"}} {failed}\n'
-        f'nv_inference_request_failure{{model="digits",reason="CANCELED",version="{version}"}} {cancelled}\n'
-        f'nv_inference_request_failure{{model="digits",reason="REJECTED",version="{version}"}} {rejected}\n'
-        + (f"nv_inference_exec_count{{{mine}}} {executed}\n" if executed >= 0 else "")
-        + f"nv_inference_request_duration_us{{{mine}}} {microseconds}\n"
-        f"nv_inference_queue_duration_us{{{mine}}} {microseconds // 10}\n"
-        f"nv_inference_pending_request_count{{{mine}}} 0\n"
-        "nv_cpu_utilization 0.99\n"
-    )
 
 
 def rollout(world: World, rng: np.random.Generator) -> str | None:
@@ -408,6 +388,14 @@ def _false_aborts(job: tuple[World, int, int]) -> dict[str, int]:
     return false_aborts(*job)
 
 
+def _twin_aborts(job: tuple[nulls.Null, int, int]) -> dict[str, int]:
+    return nulls.aborts(*job)
+
+
+def _slow(job: tuple[times.Times, int, int]) -> list[float]:
+    return times.watch(*job)
+
+
 def _cuts(job: tuple[Trial, int, int, str]) -> Cuts:
     return cuts(*job)
 
@@ -429,19 +417,16 @@ def report(scale: float = 1.0) -> Iterator[str]:
     repeats = max(5, int(60 * scale))
     wrong: list[str] = []
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
+        yield from _twins(pool, scale, wrong)
+        yield ""
         yield "| canary | rollouts | aborted | share, with its 95 % upper bound | reasons |"
         yield "|---|---|---|---|---|"
         for number, (world, usual) in enumerate(WORLDS):
             rollouts = max(LEAST, int(usual * scale))
             jobs = [(world, CHUNK, 1000 * number + chunk) for chunk in range(rollouts // CHUNK)]
-            reasons: dict[str, int] = {}
-            for found in pool.imap_unordered(_false_aborts, jobs):
-                for reason, count in found.items():
-                    reasons[reason] = reasons.get(reason, 0) + count
+            reasons = _sum(pool.imap_unordered(_false_aborts, jobs))
             aborted, trials = sum(reasons.values()), len(jobs) * CHUNK
-            said = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items())) or "–"
-            bound = upper_bound(aborted, trials)
-            yield f"| {world.name} | {trials:,} | {aborted} | {aborted / trials:.2%} (at most {bound:.2%}) | {said} |"
+            yield f"| {world.name} | {_row(aborted, trials, reasons)} |"
             wrong += filter(None, [exceeds(world, aborted, trials)])
         for rate in RATES:
             yield ""
@@ -453,10 +438,48 @@ def report(scale: float = 1.0) -> Iterator[str]:
             cells = pool.map(_cuts, power, chunksize=1)
             for row, traffic in enumerate(TRAFFICS):
                 yield f"| {traffic:g} | " + " | ".join(str(c) for c in cells[row * len(SHARES) : (row + 1) * len(SHARES)]) + " |"
+        yield ""
+        yield from _times(pool, scale)
         yield from _rules(pool, repeats)
         yield from _others(pool, repeats)
     if wrong:
         sys.exit("\n".join(wrong))
+
+
+def _times(pool: multiprocessing.pool.Pool, scale: float) -> Iterator[str]:
+    yield "| `maxLatencyRatio: 1.5`, watched for 5 minutes | aborted |"
+    yield "|---|---|"
+    for number, kind in enumerate((*times.TWINS, *times.SLOWER)):
+        rollouts = max(LEAST, int(2_000 * scale))
+        jobs = [(kind, CHUNK, 1000 * number + chunk) for chunk in range(rollouts // CHUNK)]
+        found = [seconds for part in pool.imap_unordered(_slow, jobs) for seconds in part]
+        yield f"| {kind.name} | {times.said(found, len(jobs) * CHUNK)} |"
+
+
+def _twins(pool: multiprocessing.pool.Pool, scale: float, wrong: list[str]) -> Iterator[str]:
+    yield "| twin, through the planner | rollouts | aborted | share, with its 95 % upper bound | reasons | alpha |"
+    yield "|---|---|---|---|---|---|"
+    for number, null in enumerate(nulls.NULLS):
+        rollouts = max(LEAST, int((nulls.SHOWN if null.outside else nulls.COVERED) * scale))
+        jobs = [(null, CHUNK, 1000 * number + chunk) for chunk in range(rollouts // CHUNK)]
+        reasons = _sum(pool.imap_unordered(_twin_aborts, jobs))
+        aborted, trials = sum(reasons.values()), len(jobs) * CHUNK
+        yield f"| {null.name} | {_row(aborted, trials, reasons)} | {null.outside or 'covered'} |"
+        if null.outside is None and upper_bound(aborted, trials) > ALPHA:
+            wrong.append(f"{null.name}: {aborted} of {trials:,} rollouts were aborted, and alpha is {ALPHA:.0%}")
+
+
+def _sum(found: Iterable[dict[str, int]]) -> dict[str, int]:
+    reasons: dict[str, int] = {}
+    for part in found:
+        for reason, count in part.items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    return reasons
+
+
+def _row(aborted: int, trials: int, reasons: dict[str, int]) -> str:
+    said = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items())) or "–"
+    return f"{trials:,} | {aborted} | {aborted / trials:.2%} (at most {upper_bound(aborted, trials):.2%}) | {said}"
 
 
 def _rules(pool: multiprocessing.pool.Pool, repeats: int) -> Iterator[str]:

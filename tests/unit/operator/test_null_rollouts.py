@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from bench.judge import triton_text
+from bench.triton import triton_text
 from perch.counters import PodScrape, Scrape, difference, parse_counters
 from perch.evidence import Aim, Batch, Gathered
 from perch.plan import rollout
