@@ -78,9 +78,10 @@ def read_state_dict(path: Path, form: CheckpointFormat, key: str | None = None, 
     strangers = [_key(name) for name, value in content.items() if not _usable(name, value)]
     if strangers:
         inside = _state_dicts(content)
+        places = [name if key is None else f"{key}.{name}" for name in inside]
         way_out = (
-            f"set checkpoint.stateDictKey to {' or '.join(inside)}, where it keeps tensors"
-            if inside and key is None
+            f"set checkpoint.stateDictKey to {' or '.join(places)}, where it keeps tensors"
+            if places
             else "save model.state_dict() alone, without optimizer or epoch around it"
         )
         raise StepFailed(
@@ -233,10 +234,14 @@ def _read_trusted(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=False, mmap=zipfile.is_zipfile(path))
     except (Exception, SystemExit) as error:
-        absent = isinstance(error, ImportError | AttributeError)
-        way_out = (
-            "; bring its classes in architecture.source, importable by the names that they had in training" if absent else ""
-        )
+        way_out = ""
+        if isinstance(error, ImportError | AttributeError):
+            way_out = "; bring its classes in architecture.source, importable by the names that they had in training"
+        if isinstance(error, AttributeError) and "__main__" in str(error):
+            way_out = (
+                "; a class that the training script itself defines (__main__) is importable nowhere else: save "
+                "model.state_dict(), which needs no class"
+            )
         raise StepFailed(
             Reason.CHECKPOINT_UNREADABLE,
             f"the checkpoint cannot be read, trusted as it is: {type(error).__name__}: {str(error)[:600]}{way_out}",
@@ -288,6 +293,7 @@ def load_model(build: Callable[[], nn.Module], weights: StateDict, on_meta: bool
     with torch.device("meta" if on_meta else "cpu"):
         model = build()
     expected = model.state_dict()
+    _refuse_complex(expected, weights)
     weights = _with_tied(_unwrap(weights, expected), model)
     state = OrderedDict((key, value) for key, value in weights.items() if not key.endswith(_COUNTER) or key in expected)
     # Batch norm's counter serves training only, and old checkpoints lack it.
@@ -317,6 +323,16 @@ def load_model(build: Callable[[], nn.Module], weights: StateDict, on_meta: bool
         model = build()
         model.load_state_dict(attempt)
     return model.float().eval()
+
+
+def _refuse_complex(expected: StateDict, weights: StateDict) -> None:
+    """torch drops the imaginary part where it copies one into a real weight."""
+    real = {key for key, tensor in expected.items() if not tensor.is_complex()}
+    if names := [key for key, tensor in weights.items() if tensor.is_complex() and key in real]:
+        raise StepFailed(
+            Reason.CHECKPOINT_MISMATCH,
+            f"the checkpoint holds complex numbers where the architecture has real ones: {_some(names)}; save them as real numbers",
+        )
 
 
 def _unwrap(weights: StateDict, expected: StateDict) -> StateDict:
@@ -383,13 +399,27 @@ def _compare(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[
         parts = [
             f"{len(keys)} {name} ({_some(keys)})" for name, keys in (("missing", missing), ("unexpected", unexpected)) if keys
         ]
-        hint = f"; all of the unexpected ones begin with {prefix}" if (prefix := _common_prefix(unexpected)) else ""
+        hint = _why_unexpected(set(expected), unexpected)
         raise StepFailed(
             Reason.CHECKPOINT_MISMATCH,
             f"the checkpoint's keys are not the architecture's: {' and '.join(parts)}{hint}",
         )
     if differing:
         raise StepFailed(Reason.CHECKPOINT_MISMATCH, _shapes_differ(expected, given, differing))
+
+
+def _why_unexpected(expected: set[str], unexpected: list[str]) -> str:
+    pruned = [key.removesuffix("_mask") for key in unexpected if key.endswith("_mask")]
+    if pruned and all(name in expected and f"{name}_orig" in unexpected for name in pruned):
+        return f"; {_some(pruned)} was pruned: call torch.nn.utils.prune.remove(module, name) before it is saved"
+    parts = {key.partition(".")[0] + "." for key in unexpected if "." in key}
+    for prefix in sorted(parts):
+        inner = {key.removeprefix(prefix) for key in unexpected if key.startswith(prefix)}
+        if len(parts) > 1 and {key for key in expected if not key.endswith(_COUNTER)} <= inner:
+            others = _some(sorted(parts - {prefix}))
+            return f"; the network's own ones begin with {prefix} and others with {others}: save that part's state_dict() alone"
+    prefix = _common_prefix(unexpected)
+    return f"; all of the unexpected ones begin with {prefix}" if prefix else ""
 
 
 def _shapes_differ(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], differing: list[str]) -> str:

@@ -145,6 +145,44 @@ def test_torchvisions_first_published_keys_load_as_torchvision_loads_them(safe: 
     assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
 
 
+def test_a_pruned_network_is_told_how_to_make_it_permanent() -> None:
+    from torch.nn.utils import prune
+
+    model = Small()
+    prune.l1_unstructured(model.head, "weight", amount=0.5)
+    with pytest.raises(StepFailed, match=r"head\.weight was pruned: call torch\.nn\.utils\.prune\.remove"):
+        load_model(Small, model.state_dict())
+
+
+def test_a_part_beside_the_network_is_told_from_it() -> None:
+    weights = {f"model.{key}": tensor for key, tensor in Small().state_dict().items()} | {"criterion.weight": torch.ones(2)}
+    with pytest.raises(StepFailed, match=r"own ones begin with model\. and others with criterion\.: save that part"):
+        load_model(Small, weights)
+
+
+def test_what_lies_below_the_key_is_named_from_the_top(tmp_path: Path) -> None:
+    file = saved(tmp_path, {"model": {"state_dict": Small().state_dict(), "arch": "small"}})
+    with pytest.raises(StepFailed, match=r"set checkpoint\.stateDictKey to model\.state_dict, where it keeps tensors"):
+        read_state_dict(file, STATE, "model")
+
+
+def test_complex_numbers_never_lose_a_part_in_silence() -> None:
+    weights = Small().state_dict() | {"head.bias": torch.ones(2, dtype=torch.complex64)}
+    with pytest.raises(StepFailed, match=r"complex numbers where the architecture has real ones: head\.bias"):
+        load_model(Small, weights)
+
+
+def test_a_class_of_the_training_script_is_told_from_one_that_can_be_brought(tmp_path: Path, monkeypatch: Any) -> None:
+    import __main__
+
+    kind = type("OfTheScript", (Small,), {"__module__": "__main__"})
+    monkeypatch.setattr(__main__, "OfTheScript", kind, raising=False)
+    file = saved(tmp_path, kind())
+    monkeypatch.delattr(__main__, "OfTheScript")
+    with pytest.raises(StepFailed, match=r"a class that the training script itself defines \(__main__\).*save model\.state_dict"):
+        read_state_dict(file, STATE, trusted=True)
+
+
 BESIDE: dict[str, Any] = {
     "argparse": argparse.Namespace(lr=0.1, names=["a"], out=pathlib.PurePosixPath("/x")),
     "simple namespace": SimpleNamespace(a=1),
