@@ -196,6 +196,8 @@ def _what_it_is(path: Path) -> str | None:
     """What a file that cannot be read is by its first bytes, and the way out; None where they tell nothing."""
     with path.open("rb") as file:
         start = file.read(512)
+    if not start:
+        return "it is empty"
     text = start.lstrip().lower()
     for beginning, said in _BEGINNINGS:
         if text.startswith(beginning):
@@ -204,6 +206,8 @@ def _what_it_is(path: Path) -> str | None:
         return "it is a safetensors file: say format: SafeTensors"
     if zipfile.is_zipfile(path):
         return _what_is_in(path)
+    if start.startswith(b"PK\x03\x04"):
+        return "its end is missing, so it was cut off: copy it again"
     return None
 
 
@@ -331,7 +335,8 @@ def _refuse_complex(expected: StateDict, weights: StateDict) -> None:
     if names := [key for key, tensor in weights.items() if tensor.is_complex() and key in real]:
         raise StepFailed(
             Reason.CHECKPOINT_MISMATCH,
-            f"the checkpoint holds complex numbers where the architecture has real ones: {_some(names)}; save them as real numbers",
+            f"the checkpoint holds complex numbers where the architecture has real ones: {_some(names)}; "
+            "save them as real numbers",
         )
 
 

@@ -241,6 +241,8 @@ FILES: dict[str, tuple[bytes, str]] = {
     "gzip": (gzip.compress(b"x" * 100), "compressed with gzip"),
     "a zip around it": (zipped("run/model.pt", b"x"), r"a zip around run/model\.pt: upload that file itself"),
     "an npz": (arrays(), "it is an npz"),
+    "nothing": (b"", "it is empty"),
+    "the beginning of a zip": (b"PK\x03\x04" + bytes(100), "its end is missing"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(50), "HDF5"),
 }
 
