@@ -41,6 +41,7 @@ from perch_exporter.failure import StepFailed
 from perch_exporter.handover import has_dynamic_sizes
 from perch_exporter.onnx_file import check_onnx, check_signature, lowest_opset, name_ends, write_model
 from perch_exporter.onnx_session import ask, open_session
+from perch_exporter.parity import spread
 from perch_exporter.picture_samples import make_pictures, prepare_pictures, save_pictures
 from perch_exporter.precision import lower_precision
 from perch_exporter.programs import export_script, load_program, load_script
@@ -257,6 +258,7 @@ def _samples(
                 "conversion.calibration holds arrays; with preprocessing INT8 is proven on pictures: give a zip or tar of them",
             )
     answered, seconds = _answered(request, picked.inputs, reference)
+    _check_steady(request, answered, reference)
     chosen = np.arange(answered.samples)
     if data == CALIBRATION:
         scores = next((array for array in answered.outputs.values() if array.ndim == 2 and array.shape[1] > 1), None)
@@ -265,6 +267,44 @@ def _samples(
         save_pictures([picked.pictures[place] for place in chosen], workspace.output / PICTURES)
     golden = Golden(_rows(answered.inputs, chosen), _rows(answered.outputs, chosen))
     return golden, answered if data == CALIBRATION else None, seconds * len(chosen) / answered.samples
+
+
+def _check_steady(request: ExportRequest, answered: Golden, reference: Ask) -> None:
+    """Two samples are asked again by themselves: where a network answers itself otherwise, no export of it would pass, and
+    parity could not tell why."""
+    if request.detects:
+        return
+    few = _rows(answered.inputs, np.arange(min(2, answered.samples)))
+    alone = reference(few)
+    for name, whole in answered.outputs.items():
+        moved = _apart(alone[name], whole[: len(alone[name])])
+        bound = max(request.tolerance.relative * spread(whole), 1e-5 * _size(whole))
+        if moved > bound:
+            again = _apart(reference(few)[name], alone[name])
+            raise StepFailed(Reason.PARITY_FAILED, f"{_name(request)} {_unsteady(name, moved, again if again > bound else None)}")
+
+
+def _unsteady(name: str, moved: float, again: float | None) -> str:
+    """`again`: how far two answers to the very same lie apart."""
+    if again is not None:
+        return (
+            f"answers the same samples differently when it is asked twice ({name} by {again:.2g}): something in forward() is "
+            "random, such as functional dropout without training=self.training. Make the answer depend on the input alone"
+        )
+    return (
+        f"answers a sample differently beside other samples ({name} by {moved:.2g}): forward() computes something over the "
+        "batch, such as a softmax over dim 0, and Triton's batches hold anybody's requests: compute each sample by itself"
+    )
+
+
+def _apart(one: Array, other: Array) -> float:
+    if one.shape != other.shape:
+        return 0.0  # told where shapes are compared
+    return float(np.abs(one.astype(np.float64) - other.astype(np.float64)).max(initial=0.0))
+
+
+def _size(answers: Array) -> float:
+    return float(np.abs(answers.astype(np.float64)).max(initial=0.0))
 
 
 def _made(request: ExportRequest, count: int, size: int) -> Picked:

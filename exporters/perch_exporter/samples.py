@@ -101,8 +101,24 @@ def surest(scores: npt.NDArray[np.floating], count: int) -> npt.NDArray[np.intp]
 def in_batches(answer: Callable[[Tensors], Tensors], inputs: Tensors, batch: int) -> dict[str, Array]:
     """The answers to any number of samples, asked so many at a time."""
     count = len(next(iter(inputs.values())))
-    parts = [answer({name: array[start : start + batch] for name, array in inputs.items()}) for start in range(0, count, batch)]
+    parts = []
+    for start in range(0, count, batch):
+        asked = {name: array[start : start + batch] for name, array in inputs.items()}
+        part = answer(asked)
+        _check_rows(part, min(batch, count - start))
+        parts.append(part)
     return joined(parts)
+
+
+def _check_rows(answers: Tensors, samples: int) -> None:
+    for name, array in answers.items():
+        rows = len(array) if array.ndim else 0
+        if rows != samples:
+            said = f"{rows} rows" if array.ndim else "a single number"
+            raise StepFailed(
+                Reason.SHAPE_MISMATCH,
+                f"{name} has {said} for {samples} samples: it must have one row for each, whatever else is in the batch",
+            )
 
 
 def joined(parts: Sequence[Tensors]) -> dict[str, Array]:

@@ -62,7 +62,7 @@ class UserCode:
                 Reason.ENTRY_POINT_FAILED,
                 f"architecture.entryPoint {architecture} gives a {type(network).__name__}; it must return a torch.nn.Module",
             )
-        return network.eval()
+        return _unwrapped(network).eval()
 
     def line(self, error: BaseException) -> str:
         """Where in the user's code it happened, as ` (net/model.py, line 12)`; empty where it happened elsewhere."""
@@ -81,6 +81,16 @@ class UserCode:
     def _top(self) -> str:
         names = sorted(path.name for path in self.folder.iterdir() if not path.name.endswith(".dist-info"))
         return ", ".join(names[:6]) or "nothing"
+
+
+def _unwrapped(network: nn.Module) -> nn.Module:
+    """Without what training puts around a network: these answer alike and cannot be exported."""
+    while True:
+        inner = network.module if isinstance(network, nn.DataParallel) else getattr(network, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return network
+        log.info("%s around the network is taken off", type(network).__name__)
+        network = inner
 
 
 @contextmanager

@@ -52,6 +52,28 @@ class Moody(Loop):
         return self.last(flat)
 
 
+class Forgetful(Loop):
+    """Drops out in eval mode, too."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.nn.functional.dropout(image.flatten(1), 0.5, True))
+
+
+class Relative(Loop):
+    """What it says of one image is how far it lies from the batch's mean."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        flat = image.flatten(1)
+        return self.last(flat - flat.mean(0))
+
+
+class Folded(Loop):
+    """Two images become one row."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.last(image.view(-1, 1568)[:, :784])
+
+
 def scripted(module: Any) -> Any:
     return torch.jit.script(module.eval())
 
@@ -119,6 +141,23 @@ def test_a_program_whose_answers_depend_on_the_rest_of_the_batch_is_not_passed(t
     with pytest.raises(StepFailed) as caught:
         converted(script_request(tmp_path, scripted(Moody())), tmp_path)
     assert caught.value.reason is Reason.PARITY_FAILED
+
+
+@pytest.mark.parametrize(
+    ("module", "reason", "said"),
+    [
+        (Forgetful(), Reason.PARITY_FAILED, r"differently when it is asked twice .*such as functional dropout"),
+        (Relative(), Reason.PARITY_FAILED, r"differently beside other samples .*compute each sample by itself"),
+        (Folded(), Reason.SHAPE_MISMATCH, r"logits has 8 rows for 16 samples"),
+    ],
+    ids=["at random", "by the batch's mean", "half as many rows"],
+)
+def test_why_a_network_cannot_agree_with_itself_is_told(module: Any, reason: Reason, said: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(StepFailed, match=said) as caught:
+        converted(script_request(tmp_path, scripted(module)), tmp_path)
+    assert caught.value.reason is reason
+    assert not reason.retryable
 
 
 def test_a_scripted_network_that_also_gives_heads_for_training_serves_its_first_answer(tmp_path: Path) -> None:

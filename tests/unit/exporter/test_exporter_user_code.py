@@ -115,6 +115,24 @@ def test_a_network_of_ones_own_goes_the_whole_way(entry_point: str, tmp_path: Pa
     assert np.allclose(session.run(None, {"image": images})[0], expected, atol=1e-5)
 
 
+WRAPPED = """
+import torch
+
+def parallel(**given):
+    return torch.nn.DataParallel(build(**given))
+
+
+def compiled(**given):
+    return torch.compile(torch.nn.DataParallel(build(**given)))
+"""
+
+
+@pytest.mark.parametrize("factory", ["parallel", "compiled"])
+def test_what_training_puts_around_a_network_is_taken_off(factory: str, tmp_path: Path) -> None:
+    asked = asked_for(tmp_path, {**FILES, "nets/model.py": NETWORK + WRAPPED}, f"nets.model:{factory}")
+    assert publish(asked, converted(asked, tmp_path), {}).outcome is Outcome.PUBLISHED
+
+
 KEEPS = {
     "in itself": """
         if self.grid is None:
