@@ -21,6 +21,7 @@ import boto3
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
+from botocore.credentials import RefreshableCredentials
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 _MIB = 2**20
 _TRANSFER = TransferConfig(multipart_threshold=16 * _MIB, multipart_chunksize=16 * _MIB, max_concurrency=4)
 _PROGRESS_EVERY_SECONDS = 10.0
+_TOKEN_FILE = "AWS_WEB_IDENTITY_TOKEN_FILE"  # noqa: S105  # a name
 
 # The last one is what versitygw says, with status 404, to an access key that it does not know.
 _DENIED_CODES = {"ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "XAdminUserNotFound"}
@@ -134,15 +136,18 @@ class S3Store:
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
+        self._endpoint = endpoint or f"AWS S3 in {session.region_name}"
+        self._credential = f"access key {credentials.access_key_id} (from {credentials.source})"
         with self._typed(""):
             self._client: Any = session.client("s3", endpoint_url=endpoint, config=config)
             found = session.get_credentials()
-        self._endpoint = endpoint or f"AWS S3 in {session.region_name}"
-        self._credential = (
-            f"access key {found.access_key} (from {credentials.source if credentials.access_key_id else found.method})"
-            if found
-            else f"no credential ({credentials.source} is not set)"
-        )
+            if found is None:
+                self._credential = f"no credential ({credentials.source} is not set)"
+            elif isinstance(found, RefreshableCredentials):
+                # To ask for its key would ask STS for one, which may fail, and the next request may have another.
+                self._credential = f"the credentials of {found.method}"
+            elif not credentials.access_key_id:
+                self._credential = f"access key {found.access_key} (from {found.method})"
 
     def where(self, key: str = "") -> str:
         return f"s3://{self._bucket}/{self._prefix}{key} at {self._endpoint} with {self._credential}"
@@ -220,11 +225,24 @@ class S3Store:
             raise StepFailed(
                 Reason.STORE_UNREACHABLE, f"trouble with {self.where(key)}: {type(error).__name__}: {error}"
             ) from error
+        except OSError as error:
+            token = os.environ.get(_TOKEN_FILE)
+            if token is None or error.filename != token:
+                raise
+            raise StepFailed(
+                Reason.ACCESS_DENIED, f"the pod's identity for {self.where(key)} cannot be read: {token}: {error.strerror}"
+            ) from error
 
     def _refusal(self, key: str, error: ClientError) -> StepFailed:
         code = str(error.response.get("Error", {}).get("Code", "unknown"))
         words = str(error.response.get("Error", {}).get("Message", "no message")).rstrip(".")
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        if error.operation_name == "AssumeRoleWithWebIdentity":
+            return StepFailed(
+                Reason.ACCESS_DENIED,
+                f"STS gave the pod's identity no credentials for {self.where(key)}: it answered {code} ({status}): {words}; "
+                "check the role that the ServiceAccount names, and whether the role trusts this ServiceAccount",
+            )
         reason, hint = reason_of(code, status)
         return StepFailed(reason, f"{self.where(key)} answered {code} ({status}): {words}{hint}")
 
