@@ -60,13 +60,6 @@ class Proxy:
             ),
         )
 
-    def drawn(self, route: str) -> list[dict[str, int]]:
-        """Of each rule of the HTTPRoute that chooses one of several clusters for each request by lot: their weights."""
-        chosen = [
-            r["route"]["weighted_clusters"]["clusters"] for r in self._routes(route) if "weighted_clusters" in r.get("route", {})
-        ]
-        return [{cluster["name"]: cluster.get("weight", 0) for cluster in clusters} for clusters in chosen]
-
     def _routes(self, route: str) -> list[dict[str, Any]]:
         hosts = [h for c in self._dump("dynamic_route_configs") for h in c["route_config"].get("virtual_hosts", [])]
         return [r for host in hosts for r in host["routes"] if _is_of(r, route)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from perch.api import Routing
-from perch.builders.route import ENVOY_GATEWAY, read_weights
+from perch.builders.route import read_weights
 from perch.cache import Cache, Key, controller, owner_name
 from perch.foreign import clean
 from perch.kube import AUTOSCALER, BUDGET, CHILDREN, DEPLOYMENT, JOB, POD, POLICY, ROUTE, SERVICE, Kind
@@ -265,7 +265,6 @@ def route_facts(route: Raw, name: str) -> RouteFacts:
         accepted=accepted,
         reason=reason,
         message=message,
-        by_envoy_gateway=_by_envoy_gateway(spec.get("parentRefs", []), parents, route["metadata"]["namespace"]),
         created=route["metadata"].get("creationTimestamp", ""),
         overlaps=_overlaps(parents),
     )
@@ -316,13 +315,6 @@ def _overlaps(parents: Iterable[Raw]) -> tuple[str, ...]:
         c.get("message", "") for p in parents for c in p.get("conditions", []) if c["type"] == OVERLAP and c["status"] == "True"
     ]
     return tuple(sorted({name for text in said for name in _ROUTE_NAME.findall(text)}))
-
-
-def _by_envoy_gateway(refs: Iterable[Raw], parents: Sequence[Raw], namespace: str) -> bool | None:
-    voices = [[p.get("controllerName") for p in _answers(ref, parents, namespace)] for ref in refs]
-    if any(name != ENVOY_GATEWAY for names in voices for name in names):
-        return False
-    return True if voices and all(voices) else None
 
 
 def _answers(ref: Raw, parents: Iterable[Raw], namespace: str) -> list[Raw]:

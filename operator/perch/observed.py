@@ -146,8 +146,6 @@ class RouteFacts:
     accepted: bool
     reason: str
     message: str
-    by_envoy_gateway: bool | None = None
-    """Envoy Gateway answers for every Gateway that is named; None where not all have answered, and nobody else has."""
     created: str = ""
     overlaps: tuple[str, ...] = ()
     """`namespace/name` of HTTPRoutes that ask for the same requests, by a Gateway's own word; GRPCRoutes with their kind."""

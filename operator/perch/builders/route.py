@@ -33,10 +33,6 @@ MOST_BACKENDS = 16
 WITHOUT_TYPE = {"type": "RequestHeaderModifier", "requestHeaderModifier": {"remove": ["Content-Type"]}}
 """Of REST requests. Triton does not read it, and its HTTP library parses the body of a form on a thread's stack, where 4 MiB end
 the process (see `serving.START`); curl calls every body a form. Every implementation of the Gateway API has this filter."""
-ENVOY_GATEWAY = "gateway.envoyproxy.io/gatewayclass-controller"
-"""As it calls itself in a route's status. Without a filter on each backend it takes turns between them: a sender who asks in turn
-always meets the same version, and a sender of bad requests makes that one look bad. With one it draws lots for each request."""
-VERSION_HEADER = "perch-version"
 NEVER_DEFAULTED = ("filters", "sessionPersistence", "retry")
 """Parts of a rule that no API server fills in: what stands there and was not asked for is a former wish, or somebody's edit."""
 
@@ -63,7 +59,6 @@ def build_route(
     headers: tuple[int, Sequence[HeaderMatch]] | None = None,
     mirror: tuple[int, int] | None = None,
     rehearsal: bool = False,
-    lots: bool = False,
 ) -> dict[str, Any]:
     """`weights`: percent by version, summing to 100; versions with 0 stay as backends until they are drained.
 
@@ -72,9 +67,7 @@ def build_route(
 
     `headers`: a version, and the headers whose requests all go to it. `mirror`: a version, and the percent of the other requests
     that are copied to it. The Services of both must be there: gateways answer 500 to all requests of a rule that names another.
-    `rehearsal`: the copies stand in rules of their own that no request meets, see `must_rehearse`. `lots`: each backend has a
-    filter, which names the version in the answer's header `perch-version`: see `ENVOY_GATEWAY`. Gateway API leaves it to each
-    implementation whether it knows filters there, so it is for those that are known to.
+    `rehearsal`: the copies stand in rules of their own that no request meets, see `must_rehearse`.
     """
     grpc = [f"{GRPC_SERVICE}/{method}" for method in GRPC_METHODS]
     rest = rest_paths(model)
@@ -92,9 +85,6 @@ def build_route(
 
     def weighted(paths: Iterable[str], port: int) -> dict[str, Any]:
         rule = shared(paths, port, weights)
-        if lots:
-            named = zip(rule["backendRefs"], sorted(weights), strict=True)
-            rule["backendRefs"] = [{**ref, "filters": [_naming(version)]} for ref, version in named]
         return rule if mirror is None or rehearsal else mirrored(rule, port, *mirror)
 
     def changed(port: int) -> dict[str, Any]:
@@ -137,7 +127,6 @@ def build_weights_only(
     `keep`: what stands there of header rules and mirrors stays; else it goes, for it leads to a canary on trial.
     """
     one_has_all = {version: 100 if version == streams else 0 for version in weights}
-    lots = draws_lots(found)
 
     def numbered(rule: Mapping[str, Any]) -> Mapping[str, Any]:
         refs = rule.get("backendRefs", [])
@@ -145,11 +134,9 @@ def build_weights_only(
         ours = [ref for version, ref in known.items() if version is not None]
         if not ours:
             return rule
-        shares, stream = (one_has_all, True) if _paths(rule) == (STREAM,) else (weights, False)
-        new = {
-            v: _backend(identity, v, ours[0]["port"]) | ({"filters": [_naming(v)]} if lots and not stream else {}) for v in shares
-        }
-        numbers = [{**(known.get(v) or new[v]), "weight": share} for v, share in sorted(shares.items())]
+        shares = one_has_all if _paths(rule) == (STREAM,) else weights
+        refs = {v: known.get(v) or _backend(identity, v, ours[0]["port"]) for v in shares}
+        numbers = [{**refs[v], "weight": share} for v, share in sorted(shares.items())]
         kept = [part for part in rule.get("filters", []) if keep or part.get("type") != MIRROR]
         return {**rule, "backendRefs": numbers, **({"filters": kept} if "filters" in rule else {})}
 
@@ -169,16 +156,6 @@ def _route(identity: Identity, parents: Sequence[Any], hostnames: Sequence[str],
         "metadata": build_metadata(identity, identity.name, child_labels(identity.name, "route")),
         "spec": {"parentRefs": parents, "hostnames": hostnames, "rules": rules},
     }
-
-
-def draws_lots(spec: Mapping[str, Any]) -> bool:
-    """Whether the backends that share the traffic have a filter each."""
-    return any(backend.get("filters") for rule in spec.get("rules", []) for backend in rule.get("backendRefs", []))
-
-
-def _naming(version: int) -> dict[str, Any]:
-    header = {"name": VERSION_HEADER, "value": str(version)}
-    return {"type": "ResponseHeaderModifier", "responseHeaderModifier": {"set": [header]}}
 
 
 def _paths(rule: Mapping[str, Any]) -> tuple[str, ...]:

@@ -7,9 +7,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from perch.api import Phase, Rollout, VersionStatus
-from perch.builders.route import MOST_BACKENDS, build_route, build_weights_only, draws_lots, is_current, must_rehearse
+from perch.builders.route import MOST_BACKENDS, build_route, build_weights_only, is_current, must_rehearse
 from perch.durations import parse_duration
-from perch.observed import RouteFacts
 from perch.plan.context import Apply, Context, Delete
 from perch.plan.rollout import short
 from perch.plan.servings import readiness, remove_serving
@@ -148,7 +147,6 @@ def plan_route(
             if trial is not None and traffic.mirror and target.get(trial, 0) < 100
             else None,
             rehearsal=must_rehearse(route),
-            lots=_lots(route),
         )
 
     # A host name that another one has is not asked for: the route stays as it stands, where it stands.
@@ -173,13 +171,6 @@ def plan_numbers(ctx: Context, target: Mapping[int, int], *, keep: bool) -> None
     body = build_weights_only(ctx.identity, weights, route.spec, streams=_streams(ctx, weights), keep=keep)
     if not is_current(body["spec"], route.spec):
         ctx.actions.append(Apply(body, route.resource_version))
-
-
-def _lots(route: RouteFacts | None) -> bool:
-    """While a Gateway has not answered yet, what stands stays."""
-    if route is None:
-        return False
-    return draws_lots(route.spec) if route.by_envoy_gateway is None else route.by_envoy_gateway
 
 
 def _streams(ctx: Context, weights: Mapping[int, int]) -> int:

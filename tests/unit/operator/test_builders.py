@@ -18,10 +18,7 @@ from perch.builders.route import (
     GRPC_METHODS,
     WITHOUT_TYPE,
     build_route,
-    build_weights_only,
-    draws_lots,
     is_current,
-    makes_copies,
     must_rehearse,
     read_weights,
     rest_paths,
@@ -61,7 +58,6 @@ def test_a_plain_route_is_what_it_always_was() -> None:
         pytest.param({"mirror": (2, 30)}, id="copies"),
         pytest.param({"headers": (2, TESTERS), "mirror": (2, 30)}, id="both"),
         pytest.param({"mirror": (2, 30), "rehearsal": True}, id="rehearsed copies"),
-        pytest.param({"headers": (2, TESTERS), "mirror": (2, 30), "lots": True}, id="lots and both"),
     ],
 )
 def test_weights_are_read_whatever_else_stands_in_the_route(more: dict[str, Any]) -> None:
@@ -171,54 +167,6 @@ def test_a_route_is_current_where_nothing_in_it_was_not_asked_for(change: dict[s
     found = route()
     found["rules"][1] |= change
     assert is_current(route(), found) is current
-
-
-def test_with_lots_each_backend_that_shares_traffic_names_its_version_in_the_answer() -> None:
-    unary, rest, streams, *testers = route(lots=True, headers=(2, TESTERS))["rules"]
-    for rule in (unary, rest):
-        named = {
-            backend["name"]: [f["responseHeaderModifier"] for f in backend["filters"] if f["type"] == "ResponseHeaderModifier"]
-            for backend in rule["backendRefs"]
-        }
-        assert named == {f"digits-v{v}": [{"set": [{"name": "perch-version", "value": str(v)}]}] for v in (1, 2)}
-    assert rest["filters"] == [WITHOUT_TYPE]
-    assert not any("filters" in backend for rule in (streams, *testers) for backend in rule["backendRefs"])
-
-
-@pytest.mark.parametrize("lots", [False, True])
-def test_other_weights_alone_leave_it_to_chance_as_it_stands(lots: bool) -> None:
-    found = route(lots=lots)
-    changed = build_weights_only(IDENTITY, {1: 100, 2: 0}, found, streams=1, keep=True)["spec"]
-    assert draws_lots(changed) is draws_lots(found) is lots
-    assert read_weights(changed, "digits") == {1: 100, 2: 0}
-
-
-@pytest.mark.parametrize("keep", [False, True], ids=["the trial ends", "the trial goes on"])
-def test_other_weights_alone_change_numbers_and_leave_rules_of_another_release_as_they_stand(keep: bool) -> None:
-    found = route(headers=(2, TESTERS), mirror=(2, 30))
-    former = found["rules"][0]
-    former["matches"].append({"path": {"type": "Exact", "value": "/of/another/release"}})
-    former["name"], former["backendRefs"] = "named", [{**former["backendRefs"][1], "weight": 100}]
-    foreign = {"matches": [{"path": {"type": "Exact", "value": "/shop"}}], "backendRefs": [{"name": "shop", "port": 80}]}
-    found["rules"].append(foreign)
-    changed = build_weights_only(IDENTITY, {1: 100, 2: 0}, found, streams=1, keep=keep)["spec"]
-    assert {k: v for k, v in changed.items() if k != "rules"} == {k: v for k, v in found.items() if k != "rules"}
-    rules = changed["rules"]
-    assert [(b["name"], b["port"], b["weight"]) for b in rules[0]["backendRefs"]] == [
-        ("digits-v1", 8001, 100),
-        ("digits-v2", 8001, 0),
-    ]
-    assert (rules[0]["name"], rules[0]["matches"]) == ("named", former["matches"])
-    assert foreign in rules
-    assert makes_copies(changed) is keep
-    assert any("headers" in match for rule in rules for match in rule["matches"]) is keep
-    assert read_weights(changed, "digits") == {1: 100, 2: 0}
-
-
-def test_lots_that_are_wanted_or_wanted_no_more_are_another_route() -> None:
-    for wanted, found in ((True, False), (False, True)):
-        assert not is_current(route(lots=wanted), route(lots=found))
-        assert is_current(route(lots=found), route(lots=found))
 
 
 def test_copies_that_are_as_asked_for_are_current() -> None:

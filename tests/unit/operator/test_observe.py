@@ -25,8 +25,6 @@ from tests.unit.operator.world import INSTALLATION, spec
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 IDENTITY = Identity("vision", "digits", "uid-1", 1, "1")
-ENVOY = {"controllerName": "gateway.envoyproxy.io/gatewayclass-controller"}
-OTHER = {"controllerName": "example.com/gateway"}
 PARENT = {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "gateway", "namespace": "gateways"}
 
 
@@ -56,21 +54,6 @@ def partly(generation: int = 2, status: str = "True") -> dict[str, Any]:
         "message": "Dropped Rule(s) [2 3]: …",
     }
     return {**voice(), "conditions": [*voice()["conditions"], {**condition, "observedGeneration": generation}]}
-
-
-@pytest.mark.parametrize(
-    ("parents", "draws"),
-    [
-        pytest.param([], None, id="nobody has looked"),
-        pytest.param([voice() | ENVOY], True, id="Envoy Gateway has"),
-        pytest.param([voice(generation=1) | ENVOY], True, id="Envoy Gateway has looked at a former generation"),
-        pytest.param([voice() | OTHER], False, id="another implementation has"),
-        pytest.param([voice() | OTHER, voice() | ENVOY], False, id="another one has, too"),
-        pytest.param([voice(name="other") | ENVOY], None, id="Envoy Gateway spoke of another Gateway"),
-    ],
-)
-def test_who_answers_for_the_gateways_is_read_from_the_route(parents: list[dict[str, Any]], draws: bool | None) -> None:
-    assert route_facts(route(*parents), "digits").by_envoy_gateway is draws
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from perch.api import Status
-from perch.builders.route import draws_lots
 from perch.evidence import Gathered, Reading
 from perch.observed import PodTrouble
 from perch.plan import Apply
@@ -220,15 +219,6 @@ def test_a_gateway_that_ignores_a_mirrors_percent_is_told_of_once_in_a_step(
     if told:
         assert "about 100 of 100 requests are copied to version 2" in events[0].message
         assert f"traffic.mirror.percent is {percent}" in events[0].message
-
-
-@pytest.mark.parametrize("envoy", [True, False], ids=["Envoy Gateway", "another Gateway"])
-def test_lots_are_asked_of_envoy_gateway_alone_and_before_there_is_a_canary(envoy: bool) -> None:
-    world = World(spec(1), by_envoy_gateway=envoy)
-    world.settle()
-    assert world.ready_condition() == ("True", "Serving")
-    assert world.route is not None
-    assert draws_lots(world.route.spec) is envoy
 
 
 def test_a_gateway_that_takes_turns_is_told_of_in_an_event_and_a_condition() -> None:

@@ -67,7 +67,6 @@ class World:
     """Revisions whose export pods outlive their Job for a while."""
     gateway_api: bool = True
     gateway_accepts: bool = True
-    by_envoy_gateway: bool = True
     claims: tuple[Claim, ...] = ()
     namespace_terminating: bool = False
     tooling: Tooling | None = None
@@ -237,9 +236,7 @@ class World:
 
     def accept(self) -> None:
         if self.route is not None and self.gateway_accepts:
-            self.route = replace(
-                self.route, accepted=True, reason="Accepted", message="accepted", by_envoy_gateway=self.by_envoy_gateway
-            )
+            self.route = replace(self.route, accepted=True, reason="Accepted", message="accepted")
 
     @property
     def weights(self) -> dict[int, int]:
@@ -343,5 +340,4 @@ class World:
         assert body["spec"]["rules"][0]["backendRefs"][0]["weight"] == body["spec"]["rules"][1]["backendRefs"][0]["weight"]
         if self.route is None or weights != self.route.weights:
             self.written_weights.append(dict(weights))
-        known = self.route.by_envoy_gateway if self.route else None
-        self.route = RouteFacts(weights, body["spec"], "2", False, "AwaitingGateway", "not yet", known)
+        self.route = RouteFacts(weights, body["spec"], "2", False, "AwaitingGateway", "not yet")
