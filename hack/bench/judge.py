@@ -39,7 +39,7 @@ LOOK = 3.0
 """Seconds between looks."""
 TICK = 0.05
 START = datetime(2026, 1, 1, tzinfo=UTC)
-PROCESSES = 2
+PROCESSES = multiprocessing.cpu_count()
 
 Counts = NDArray[np.int64]
 

@@ -56,7 +56,7 @@ class Null:
     streams: float = 0.0
     """Share of requests that come over streams, of which one in fifty fails: one sender's."""
     senders: int = 0
-    """Clients that ask in turn; what the first one asks fails in three of ten cases."""
+    """Clients that ask in turn; what one of them asks fails in three of ten cases."""
     turns: bool = False
     """The gateway takes turns between the versions and draws no lots."""
     retries: int = 0
@@ -88,7 +88,18 @@ NULLS = (
         errors=(1e-4, 2e-3),
         steps=((10, 60), (50, 60)),
     ),
-    Null("clients that send a failed request up to 3 times again", retries=3, errors=(1e-3, 2e-3)),
+    Null(
+        "clients that send a failed request up to 3 times again, to 50 %",
+        retries=3,
+        errors=(1e-3, 2e-3),
+        steps=((25, 30), (50, 60)),
+    ),
+    Null(
+        "the same, to 100 %",
+        outside="at 100 % nothing is compared, and one bad request counts as often as it is sent",
+        retries=3,
+        errors=(1e-3, 2e-3),
+    ),
 )
 
 
@@ -118,6 +129,8 @@ class Cluster:
     capacity: float
     """Requests a second that a pod can answer."""
     poison: float
+    bad: int
+    """Which of the senders sends bad requests: a gateway that takes turns may always give it the canary, or never."""
     pods: dict[int, list[Pod]] = field(default_factory=dict)
     shares: dict[int, Shares] = field(default_factory=dict)
     routed: dict[int, int] = field(default_factory=dict)
@@ -135,7 +148,8 @@ class Cluster:
         world = World(spec(1, 2, **listed))
         world.settle()
         steps = [{"weight": weight, "hold": f"{seconds}s"} for weight, seconds in null.steps]
-        steps += [] if null.steps[-1][0] == 100 else [{"weight": 100}]
+        if null.steps[-1][0] < 100:
+            steps[-1]["hold"] = "Indefinite"
         rollout = {"steps": steps, "scaleDownDelay": "1h", "analysis": {"onInconclusive": "Promote"}}
         world.spec = spec(1, 2, traffic={"stable": 1, "canary": 2}, rollout=rollout, **listed)
         world.generation += 1
@@ -149,6 +163,7 @@ class Cluster:
             errors=_log_uniform(rng, null.errors),
             capacity=requests / replicas / load if load else math.inf,
             poison=_log_uniform(rng, null.poison) if null.poison else 0.0,
+            bad=int(rng.integers(null.senders)) if null.senders else 0,
         )
 
     def play(self) -> str | None:
@@ -190,7 +205,7 @@ class Cluster:
         self.asked += sent - streamed
         fails = self.rng.random(len(places)) < self.errors
         if self.null.senders:
-            fails |= (places % self.null.senders == 0) & (self.rng.random(len(places)) < 0.3)
+            fails |= (places % self.null.senders == self.bad) & (self.rng.random(len(places)) < 0.3)
         if self.null.retries:
             again = np.repeat(places[fails], self.null.retries)
             places, fails = np.concatenate([places, again]), np.concatenate([fails, np.ones(len(again), bool)])

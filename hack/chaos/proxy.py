@@ -48,7 +48,8 @@ class Proxy:
     def policies(self, route: str) -> Policies:
         """How it asks the pods behind the HTTPRoute `namespace/name`. Clusters that are still warming up do not count."""
         clusters = [c["cluster"] for c in self._dump("dynamic_active_clusters") if _is_of(c["cluster"], route)]
-        routes = self._routes(route)
+        hosts = [h for c in self._dump("dynamic_route_configs") for h in c["route_config"].get("virtual_hosts", [])]
+        routes = [r for host in hosts for r in host["routes"] if _is_of(r, route)]
         listeners = [entry["active_state"]["listener"] for entry in self._dump("dynamic_listeners") if "active_state" in entry]
         chosen = [p["typed_extension_config"]["name"] for c in clusters for p in c["load_balancing_policy"]["policies"]]
         retried = [r["route"].get("retry_policy", {}).get("retry_on", "") for r in routes if "route" in r]
@@ -59,10 +60,6 @@ class Proxy:
                 int(x["per_connection_buffer_limit_bytes"]) for x in listeners if "per_connection_buffer_limit_bytes" in x
             ),
         )
-
-    def _routes(self, route: str) -> list[dict[str, Any]]:
-        hosts = [h for c in self._dump("dynamic_route_configs") for h in c["route_config"].get("virtual_hosts", [])]
-        return [r for host in hosts for r in host["routes"] if _is_of(r, route)]
 
     def _dump(self, resource: str) -> list[dict[str, Any]]:
         answer = httpx.get(f"{self._url}/config_dump", params={"resource": resource}, timeout=10).raise_for_status()

@@ -317,19 +317,14 @@ def _overlaps(parents: Iterable[Raw]) -> tuple[str, ...]:
     return tuple(sorted({name for text in said for name in _ROUTE_NAME.findall(text)}))
 
 
-def _answers(ref: Raw, parents: Iterable[Raw], namespace: str) -> list[Raw]:
-    """What implementations say of one parentRef."""
+def _parent_verdict(ref: Raw, parents: Iterable[Raw], generation: int, namespace: str) -> tuple[bool, str, str]:
+    """What is said of one parentRef; of several voices (a former controller's entry may linger) the best one."""
 
     def place(parent: Raw) -> tuple[Any, ...]:
         return parent["name"], parent.get("namespace", namespace), parent.get("sectionName"), parent.get("port")
 
-    return [parent for parent in parents if place(parent["parentRef"]) == place(ref)]
-
-
-def _parent_verdict(ref: Raw, parents: Iterable[Raw], generation: int, namespace: str) -> tuple[bool, str, str]:
-    """What is said of one parentRef; of several voices (a former controller's entry may linger) the best one."""
     label = f"Gateway {ref.get('namespace', namespace)}/{ref['name']}"
-    verdicts = [_voice(parent, generation, label) for parent in _answers(ref, parents, namespace)]
+    verdicts = [_voice(parent, generation, label) for parent in parents if place(parent["parentRef"]) == place(ref)]
     if not verdicts:
         return False, "AwaitingGateway", f"{label} has not answered: does it exist, and does its listener admit this namespace?"
     return max(verdicts, key=lambda verdict: (verdict[0], verdict[1] != "AwaitingGateway"))
